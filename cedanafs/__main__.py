@@ -1,0 +1,5 @@
+"""`python -m cedanafs`."""
+
+from cedanafs.cli import main
+
+main()

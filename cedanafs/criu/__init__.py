@@ -1,0 +1,1 @@
+"""Running CRIU: options, conversation, log and process. Knows a directory path, no filesystem."""

@@ -1,0 +1,54 @@
+"""What can go wrong, in the words of the domain.
+
+Each class is one kind of failure that a user can act upon; the message is one line that says
+what is wrong, with which checkpoint or shard, and what to do. No errno and no exit code is
+chosen here: `cedanafs.fs.errnos` and `cedanafs.cli` translate.
+"""
+
+
+class CedanaFsError(Exception):
+    """Base of every error that cedanafs raises on purpose."""
+
+
+class UsageError(CedanaFsError):
+    """What was asked for contradicts itself or what is there (exit code 2)."""
+
+
+class CheckpointError(CedanaFsError):
+    """A checkpoint is damaged, incomplete, foreign or mixed up (exit code 3)."""
+
+
+class CheckpointMissing(CheckpointError):
+    """There is no checkpoint where one was named."""
+
+
+class CheckpointIncomplete(CheckpointError):
+    """Shards are missing, or no commit ever completed, or no inventory.img is in it."""
+
+
+class CorruptShard(CheckpointError):
+    """Bytes of a shard are not what was written; names shard, offset and what was found."""
+
+
+class MixedShards(CheckpointError):
+    """Shards that belong to different checkpoints, commits or positions lie together."""
+
+
+class UnknownFeature(CheckpointError):
+    """The checkpoint needs something that this version does not know; named."""
+
+
+class StoreError(CedanaFsError):
+    """The store failed: I/O, space, permission, or it is in use (exit code 4)."""
+
+
+class StoreBusy(StoreError):
+    """Another server has the store or the checkpoint open for writing."""
+
+
+class CriuError(CedanaFsError):
+    """CRIU failed; carries its first error line and where its log lies (exit code 5)."""
+
+
+class MachineError(CedanaFsError):
+    """The machine lacks something: root, /dev/fuse, a working CRIU (exit code 6)."""

@@ -1,0 +1,1 @@
+"""The filesystem: names, handles and the FUSE adapter over checkpoints."""

@@ -1,0 +1,1 @@
+"""Checkpoints as N shard files: records, frames, index, commit. Knows neither FUSE nor CRIU."""
