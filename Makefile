@@ -1,0 +1,46 @@
+# `make` lists the targets. Each installs what it needs first, below .venv and .deps and with apt
+# (docs/install.md); once that is done it costs a fraction of a second.
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
+
+help:
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+
+setup: machine .venv/.criu ## install what demo, test and bench need
+
+demo: machine .venv/.criu ## checkpoint and restore a process through a mount
+	scripts/demo
+
+test: machine lint .venv/.criu ## lint, then run the tests (PYTEST_ARGS="-x -k mount" picks some)
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.packages ## check style, types and the order of imports
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: machine .venv/.criu ## measure dumps and restores (BENCH_ARGS=--help)
+	.venv/bin/python benchmarks/dump.py $(BENCH_ARGS)
+
+clean: ## remove all that was built or installed here; system packages stay
+	rm -rf .venv .deps *.egg-info .*_cache .hypothesis build dist
+
+# Stamps: a step that failed or was interrupted leaves none and is done again.
+.venv/.criu: .venv/.packages scripts/setup-criu | machine
+	@scripts/setup-criu
+	@touch $@
+
+.venv/.packages: pyproject.toml | system
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || /usr/bin/python3 -m venv --clear .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+system:
+	@scripts/setup-system
+
+machine:
+	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))
+	$(if $(wildcard /dev/fuse),,$(error there is no /dev/fuse: load the kernel module fuse, or hand the device to the container))
+
+.PHONY: help setup demo test lint bench clean system machine
