@@ -1,0 +1,250 @@
+"""Dump and restore with real CRIU, given directories. Knows nothing of filesystems.
+
+CRIU reopens our directory descriptors through /proc/<us>/fd/<n> and takes this process for the
+client (SO_PEERCRED of the socket pair), so they need not be inherited. The directories may lie on
+a mount that this very event loop serves: whatever touches them runs in a thread.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+import trio
+
+from cedanafs.criu import logfile, tree
+from cedanafs.criu.options import DumpOptions, RestoreOptions, rpc_options
+from cedanafs.criu.protocol import (
+    SCRIPTS,
+    Conversation,
+    Finished,
+    Hangup,
+    Notify,
+    Request,
+)
+from cedanafs.criu.worker import Worker, swrk
+from cedanafs.errors import CriuError, StoreError, UsageError
+
+log = logging.getLogger(__name__)
+
+DUMP_LOG: Final = "dump.log"
+RESTORE_LOG: Final = "restore.log"
+
+# How long CRIU may take to let go of the tasks after it was told to. It gives up at its next write,
+# at the latest when the one under way has failed or is done.
+ABORT_GRACE_S: Final = 30.0
+_LOG_BYTES_MAX: Final = 64 << 20
+
+Hooks = Mapping[str, Callable[[], Awaitable[None]]]
+
+
+@dataclass(frozen=True, slots=True)
+class DumpResult:
+    """A dump that succeeded. *log* is CRIU's; stats-dump lies beside it, in the work directory."""
+
+    log: Path
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """A restore that succeeded: the root task's pid, as seen from here."""
+
+    pid: int
+    log: Path
+
+
+async def dump(
+    options: DumpOptions,
+    *,
+    images_dir: Path,
+    work_dir: Path,
+    criu_binary: str,
+    on_notify: Hooks,
+) -> DumpResult:
+    """Dump the tree under `options.pid` into *images_dir*; log and stats-dump go to *work_dir*.
+
+    Each hook of *on_notify* runs at the stage of its name; CRIU waits for it (at `post-dump` the
+    tasks are frozen and all images are written and closed). A hook that raises fails the dump:
+    the tasks run on, and its own exception is raised here. However the dump fails, the tasks run
+    on, and what was written stays in *images_dir*: the caller removes it.
+
+    Cancelled, it makes CRIU give up and let go of the tasks, and only then raises. Where the
+    cancellation came too late (past `post-dump`) it returns as usual.
+
+    Raises: UsageError for a pid or options that cannot be; MachineError when CRIU or pycriu is
+    missing; CriuError when CRIU fails; StoreError when a directory cannot be opened.
+    """
+    _check_hooks(on_notify)
+    tree.check_can_dump(options.pid)
+    opts = rpc_options(options)
+    what = f"dump process {options.pid}"
+    log_path = work_dir / DUMP_LOG
+    async with _directories(opts, images_dir, log_path), swrk(criu_binary) as worker:
+        conversation = Conversation(Request.DUMP, opts)
+        end = await _converse(worker, conversation, on_notify, worker.stop_writing)
+        await _check_end(end, worker, what, log_path)
+    return DumpResult(log_path)
+
+
+async def restore(
+    options: RestoreOptions,
+    *,
+    images_dir: Path,
+    work_dir: Path,
+    criu_binary: str,
+    on_notify: Hooks,
+) -> RestoreResult:
+    """Restore the tree in *images_dir*; the log and stats-restore go to *work_dir*.
+
+    Hooks as in `dump`; one that raises at `pre-restore` or `post-restore` fails the restore and
+    nothing is left running. With `options.attach` the root task is our child: `wait_attached`.
+    With `options.shell_job` it gets our terminal, session and process group.
+
+    Cancelled, it makes CRIU give up and kill what it restored, and only then raises.
+    Raises: as `dump`.
+    """
+    _check_hooks(on_notify)
+    opts = rpc_options(options)
+    log_path = work_dir / RESTORE_LOG
+    shell_job = bool(opts.shell_job)
+    async with (
+        _directories(opts, images_dir, log_path),
+        swrk(criu_binary, share_terminal=shell_job) as worker,
+    ):
+        conversation = Conversation(Request.RESTORE, opts)
+        end = await _converse(worker, conversation, on_notify, worker.kill_children)
+        finished = await _check_end(end, worker, f"restore {images_dir}", log_path)
+    if finished.restored_pid is None:
+        raise CriuError(f"criu restored {images_dir} but does not say as which process")
+    return RestoreResult(finished.restored_pid, log_path)
+
+
+async def wait_attached(pid: int) -> int:
+    """The exit status of the restored child *pid* when it ends: 128 + signal if killed by one.
+
+    Cancelling leaves the child as it is. Raises: UsageError when *pid* is no child of ours.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError as exc:
+        raise UsageError(f"process {pid} is no child of this one") from exc
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+        # a readable pidfd has ended: this does not block
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)  # noqa: ASYNC222
+    except ChildProcessError:
+        raise UsageError(f"process {pid} is no child of this one") from None
+    finally:
+        os.close(pidfd)
+    if ended is None:
+        raise RuntimeError(f"waitid({pid}) returned nothing without WNOHANG")
+    return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
+
+
+async def _converse(
+    worker: Worker,
+    conversation: Conversation,
+    hooks: Hooks,
+    abort: Callable[[], None],
+) -> Finished | Hangup:
+    """Carry *conversation* to its end, whatever happens; a hook's exception is raised after it."""
+    try:
+        await worker.send(conversation.start())
+        while isinstance(event := conversation.receive(await worker.receive()), Notify):
+            log.debug("criu: %s", event.script)
+            if hook := hooks.get(event.script):
+                await hook()
+            await worker.send(conversation.answer(success=True))
+        return event
+    except BaseException as failure:
+        hook_failed = conversation.must_answer
+        with trio.move_on_after(ABORT_GRACE_S, shield=True):
+            end = await _give_up(worker, conversation, abort)
+            if isinstance(failure, trio.Cancelled) and not hook_failed and _succeeded(end):
+                return end  # too late: it is done
+        raise
+
+
+async def _give_up(
+    worker: Worker, conversation: Conversation, abort: Callable[[], None]
+) -> Finished | Hangup | None:
+    """Say no to whatever CRIU asks, until it has undone its work; None if it makes no sense."""
+    if not conversation.must_answer:  # it is not waiting for us: make it stop
+        abort()
+    try:
+        while True:
+            if conversation.must_answer:
+                await worker.send(conversation.answer(success=False))
+            event = conversation.receive(await worker.receive())
+            if not isinstance(event, Notify):
+                return event
+    except CriuError:
+        return None
+
+
+def _succeeded(end: Finished | Hangup | None) -> TypeGuard[Finished]:
+    return isinstance(end, Finished) and end.success
+
+
+async def _check_end(end: Finished | Hangup, worker: Worker, what: str, log_path: Path) -> Finished:
+    """*end* as a success. Raises: CriuError with CRIU's own reason and the path of its log."""
+    if _succeeded(end):
+        return end
+    with trio.CancelScope(shield=True):
+        error = await trio.to_thread.run_sync(_first_error, log_path)
+    if error is not None:
+        reason = error.line
+        for line in error.context:
+            log.debug("%s: %s", log_path.name, line)
+    else:
+        reason = worker.said().partition("\n")[0] or "it gives no reason"
+    how = "failed to" if isinstance(end, Finished) else "ended without an answer when it was to"
+    raise CriuError(f"criu {how} {what}: {reason}; log: {log_path}")
+
+
+def _first_error(log_path: Path) -> logfile.LogError | None:
+    try:
+        with log_path.open(errors="replace") as log_file:
+            return logfile.first_error(log_file.read(_LOG_BYTES_MAX))
+    except OSError:
+        return None
+
+
+def _check_hooks(hooks: Hooks) -> None:
+    if unknown := set(hooks) - SCRIPTS:
+        raise ValueError(f"criu never notifies of {sorted(unknown)}")
+
+
+@contextlib.asynccontextmanager
+async def _directories(opts: Any, images_dir: Path, log_path: Path) -> AsyncIterator[None]:  # noqa: ANN401
+    """Fill in where images and log go, the directories being open as long as the context."""
+    async with _directory(images_dir) as images_fd, _directory(log_path.parent) as work_fd:
+        # A log of an earlier attempt must not speak for this one.
+        await trio.to_thread.run_sync(_remove, log_path)
+        opts.images_dir_fd = images_fd
+        opts.work_dir_fd = work_fd
+        opts.log_file = log_path.name
+        opts.notify_scripts = True
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _directory(path: Path) -> AsyncIterator[int]:
+    try:
+        fd = await trio.to_thread.run_sync(os.open, path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as exc:
+        kind = UsageError if exc.errno in {errno.ENOENT, errno.ENOTDIR} else StoreError
+        raise kind(f"cannot open the directory {path}: {exc.strerror}") from exc
+    try:
+        yield fd
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(os.close, fd)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
