@@ -1,0 +1,21 @@
+"""Real CRIU, as root. What is missing fails the tests, it does not skip them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from cedanafs.criu.binary import find_criu
+from rig import Rig
+
+
+@pytest.fixture(scope="session")
+def criu_binary() -> str:
+    """The criu that `make setup` installs. Fails where there is none, or without root."""
+    assert os.geteuid() == 0, "CRIU needs root"
+    return find_criu()
+
+
+@pytest.fixture
+def rig(criu_binary: str, tmp_path: Path) -> Rig:
+    """Directories for images and log, and dump and restore into them as plain calls."""
+    return Rig(criu_binary, tmp_path)
