@@ -39,7 +39,14 @@ class UnknownFeature(CheckpointError):
 
 
 class StoreError(CedanaFsError):
-    """The store failed: I/O, space, permission, or it is in use (exit code 4)."""
+    """The store failed: I/O, space, permission, or it is in use (exit code 4).
+
+    `os_errno` is the store's own word for it, which the mount's callers get to see too.
+    """
+
+    def __init__(self, message: str, *, os_errno: int | None = None) -> None:
+        super().__init__(message)
+        self.os_errno = os_errno
 
 
 class StoreBusy(StoreError):

@@ -1,0 +1,68 @@
+"""One shard's end: what happens to its file, on its lane and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from cedanafs.shard.extents import Frame
+from cedanafs.shard.commit import FrameRow
+from cedanafs.shard.format import Carrier, Header, Kind, checksum
+from cedanafs.shard.store import ShardFile
+
+
+class Appender:
+    """Appends to one shard from *end* on; its frames and their markers are kept for the index.
+
+    `frames` and `markers` belong to the caller, in the order of dealing; everything else is
+    touched on the shard's lane only, or while the lane is known to be idle.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        file: ShardFile,
+        carrier: Carrier,
+        checkpoint: UUID,
+        *,
+        end: int = 0,
+        frames: Sequence[Frame] = (),
+        markers: bytes = b"",
+    ) -> None:
+        self.k = k
+        self.file = file
+        self.end = end
+        self.committed_end = end
+        self.frames = list(frames)
+        self.markers = bytearray(markers)
+        self._carrier = carrier
+        self._checkpoint = checkpoint
+
+    def land(self, frame: Frame, pieces: Sequence[bytes], seq: int) -> None:
+        """Compress the records in *pieces*, append them as a frame behind its header."""
+        raw = b"".join(pieces)
+        stored = self._carrier.codec.compress(raw)
+        digest = checksum(stored)
+        header = Header(Kind.DATA, self.k, len(stored), len(raw), digest, self._checkpoint)
+        unit = self._carrier.hide(header.encode(), seq)
+        self.file.write_at(self.end, [unit, stored])
+        frame.offset = self.end + len(unit)
+        frame.stored_len = len(stored)
+        frame.checksum = digest
+        frame.landed = True
+        self.end = frame.offset + len(stored)
+
+    def sync(self) -> None:
+        self.file.sync()
+
+    def append_commit(self, units: Sequence[bytes]) -> None:
+        """Append a commit's units and make them durable."""
+        self.file.write_at(self.end, units)
+        self.end += sum(len(unit) for unit in units)
+        self.file.sync()
+        self.committed_end = self.end
+
+    def rows(self) -> list[FrameRow]:
+        return [
+            FrameRow(f.offset, f.stored_len, f.raw_len, f.checksum, f.records) for f in self.frames
+        ]

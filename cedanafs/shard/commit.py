@@ -1,0 +1,256 @@
+"""A commit ⇄ bytes: the index of each shard, and the footer that ends it.  PURE.
+
+    commit = header  index-piece { index-piece }  footer
+
+The header is one of kind COMMIT: its checksum is over the index, its `raw_len` the index's
+length, its `stored_len` that of the units behind it, pieces and footer.
+Source: docs/format.md#commit, version 1.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from cedanafs.errors import CorruptShard, UnknownFeature
+from cedanafs.shard.format import (
+    HEADER_LEN,
+    Carrier,
+    Header,
+    Kind,
+    checked,
+    checksum,
+    known_version,
+    unchecked,
+    VERSION,
+)
+from cedanafs.shard.records import Marker, encode
+
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
+
+_FOOTER: Final = struct.Struct("<4sBBHQQQQ16s")
+_FOOTER_MAGIC, _INDEX_MAGIC = b"CdEn", b"CdIx"
+_INDEX_HEAD: Final = struct.Struct("<4sI")
+_FRAME_ROW: Final = struct.Struct("<QIIQI")
+
+FOOTER_LEN: Final = _FOOTER.size + 8
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """The last unit of a commit.
+
+    `commit_offset` is where the commit's units begin, `previous_end` where the commit before
+    it ended (0: there was none), `next_seq` the first sequence number after it.
+    """
+
+    shard: int
+    sealed: bool
+    commit: int
+    commit_offset: int
+    previous_end: int
+    next_seq: int
+    checkpoint: UUID
+
+    def encode(self) -> bytes:
+        return checked(
+            _FOOTER.pack(
+                _FOOTER_MAGIC,
+                VERSION,
+                self.sealed,
+                self.shard,
+                self.commit,
+                self.commit_offset,
+                self.previous_end,
+                self.next_seq,
+                self.checkpoint.bytes,
+            )
+        )
+
+    @classmethod
+    def decode(cls, blob: bytes) -> Footer:
+        """Raises: CorruptShard, UnknownFeature."""
+        body = unchecked(blob, FOOTER_LEN, _FOOTER_MAGIC, "footer")
+        _, version, sealed, shard, commit, offset, previous, seq, uuid = _FOOTER.unpack(body)
+        known_version(version)
+        return cls(shard, bool(sealed), commit, offset, previous, seq, UUID(bytes=uuid))
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRow:
+    """Where a frame's stored bytes lie in its shard, and how many records they hold."""
+
+    offset: int
+    stored_len: int
+    raw_len: int
+    checksum: int
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What a commit says of one shard: its frames, and their records' markers in order.
+
+    `content_end` is where the shard's frames end, and `content_seq` the first sequence number
+    after their records; what comes then is the commit's own. All shards of one commit agree on
+    everything but `shard`, `content_end`, `frames` and `markers`.
+    """
+
+    checkpoint: UUID
+    shards: int
+    shard: int
+    codec: str
+    commit: int
+    created_ns: int
+    committed_ns: int
+    tool: str
+    content_seq: int
+    content_end: int
+    frames: Sequence[FrameRow]
+    markers: bytes
+    features: tuple[str, ...] = ()
+
+    def encode(self) -> bytes:
+        head = {
+            "checkpoint": self.checkpoint.hex,
+            "shards": self.shards,
+            "shard": self.shard,
+            "codec": self.codec,
+            "commit": self.commit,
+            "created_ns": self.created_ns,
+            "committed_ns": self.committed_ns,
+            "tool": self.tool,
+            "content_seq": self.content_seq,
+            "content_end": self.content_end,
+            "frames": len(self.frames),
+            "features": list(self.features),
+        }
+        text = json.dumps(head, separators=(",", ":")).encode()
+        rows = b"".join(
+            _FRAME_ROW.pack(f.offset, f.stored_len, f.raw_len, f.checksum, f.records)
+            for f in self.frames
+        )
+        return _INDEX_HEAD.pack(_INDEX_MAGIC, len(text)) + text + rows + self.markers
+
+    @classmethod
+    def decode(cls, blob: bytes) -> Index:
+        """Raises: CorruptShard, UnknownFeature (naming the feature)."""
+        if len(blob) < _INDEX_HEAD.size:
+            raise CorruptShard("index cut short")
+        magic, head_len = _INDEX_HEAD.unpack_from(blob)
+        at = _INDEX_HEAD.size + head_len
+        if magic != _INDEX_MAGIC or at > len(blob):
+            raise CorruptShard("not an index")
+        try:
+            head = json.loads(blob[_INDEX_HEAD.size : at])
+            features = tuple(str(f) for f in head["features"])
+            if unknown := set(features) - KNOWN_FEATURES:
+                raise UnknownFeature(
+                    f"the checkpoint needs {', '.join(sorted(unknown))}, "
+                    "which this version does not know: use a newer cedanafs"
+                )
+            count = _natural(head, "frames")
+            rows_end = at + count * _FRAME_ROW.size
+            if rows_end > len(blob):
+                raise CorruptShard("index with fewer frames than it says")
+            return cls(
+                checkpoint=UUID(hex=head["checkpoint"]),
+                shards=_natural(head, "shards"),
+                shard=_natural(head, "shard"),
+                codec=str(head["codec"]),
+                commit=_natural(head, "commit"),
+                created_ns=_natural(head, "created_ns"),
+                committed_ns=_natural(head, "committed_ns"),
+                tool=str(head["tool"]),
+                content_seq=_natural(head, "content_seq"),
+                content_end=_natural(head, "content_end"),
+                frames=[FrameRow(*row) for row in _FRAME_ROW.iter_unpack(blob[at:rows_end])],
+                markers=blob[rows_end:],
+                features=features,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise CorruptShard(f"index head does not make sense: {exc!r}") from exc
+
+
+def units_of_commit(
+    carrier: Carrier,
+    indexes: Sequence[Index],
+    offsets: Sequence[int],
+    previous_ends: Sequence[int],
+    seq: int,
+    *,
+    sealed: bool,
+) -> tuple[list[list[bytes]], int]:
+    """The units to append to each shard at *offsets*, and the first sequence number after them.
+
+    Units take sequence numbers from *seq* on where the carrier is records; shard 0's come last,
+    as a seal ends with the image_eof record there.
+    """
+    blobs = [index.encode() for index in indexes]
+    pieces = [carrier.pieces(blob) for blob in blobs]
+    next_seq = seq + carrier.seqs_per_unit * (sum(2 + len(p) for p in pieces) + sealed)
+    shards: list[list[bytes]] = [[] for _ in indexes]
+    for k in reversed(range(len(indexes))):
+        index = indexes[k]
+        header_seq, seq = seq, seq + carrier.seqs_per_unit
+        behind: list[bytes] = []
+        for piece in pieces[k]:
+            behind.append(carrier.hide(piece, seq))
+            seq += carrier.seqs_per_unit
+        footer = Footer(
+            k, sealed, index.commit, offsets[k], previous_ends[k], next_seq, index.checkpoint
+        ).encode()
+        if sealed and k == 0 and not carrier.codec.hides:
+            behind.append(_image_end(footer, seq))
+        else:
+            behind.append(carrier.hide(footer, seq))
+        seq += carrier.seqs_per_unit
+        header = Header(
+            Kind.COMMIT,
+            k,
+            stored_len=sum(map(len, behind)),
+            raw_len=len(blobs[k]),
+            checksum=checksum(blobs[k]),
+            checkpoint=index.checkpoint,
+        )
+        shards[k] = [carrier.hide(header.encode(), header_seq), *behind]
+    return shards, next_seq
+
+
+def footer_in(tail: bytes, carrier: Carrier) -> Footer:
+    """The footer in *tail*, the last bytes of a commit. Raises: CorruptShard."""
+    end = len(tail) - carrier.codec.hide_tail
+    return Footer.decode(tail[max(end - FOOTER_LEN, 0) : end])
+
+
+def index_in(units: bytes, carrier: Carrier) -> tuple[Header, Index]:
+    """The index in *units*, all the units of one commit.
+
+    Raises: CorruptShard, UnknownFeature.
+    """
+    blob, at = carrier.unhide(units, HEADER_LEN)
+    header = Header.decode(blob)
+    if header.kind != Kind.COMMIT:
+        raise CorruptShard("not a commit")
+    blob, used = carrier.unhide_pieces(units[at:], header.raw_len)
+    if checksum(blob) != header.checksum:
+        raise CorruptShard("index damaged: its checksum does not match")
+    return header, Index.decode(blob)
+
+
+def _image_end(footer: bytes, seq: int) -> bytes:
+    """Codec `none`: the end of the bookkeeping file, then of the image; nothing may follow."""
+    return encode(Marker(seq=seq, file_eof=True)) + encode(
+        Marker(seq=seq + 1, image_eof=True, hidden=footer)
+    )
+
+
+def _natural(head: dict[str, Any], key: str) -> int:
+    value = head[key]
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise ValueError(f"{key} is {value!r}")
+    return value

@@ -1,0 +1,161 @@
+"""Contents: what the records, applied in order, say a checkpoint holds.  PURE.
+
+The one place where records get their meaning: a writer applies each record that it makes, a
+reader those of the index or of a scan. Source: docs/format.md#records.
+"""
+
+from __future__ import annotations
+
+import stat
+from typing import Final
+
+from cedanafs.errors import CorruptShard
+from cedanafs.shard.extents import ExtentMap, Frame
+from cedanafs.shard.records import BOOKKEEPING, Marker
+
+MAX_FILE_LEN: Final = 1 << 62
+MAX_NAME_LEN: Final = 255
+DEFAULT_MODE: Final = 0o644
+
+
+class Image:
+    """One image file, or a symbolic link where `symlink_to` is set."""
+
+    __slots__ = ("extents", "gid", "mode", "mtime_ns", "name", "pending", "size", "symlink_to", "uid")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.mode = DEFAULT_MODE
+        self.uid = 0
+        self.gid = 0
+        self.mtime_ns = 0
+        self.size = 0
+        self.symlink_to: str | None = None
+        self.extents = ExtentMap()
+        self.pending: Pending | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes in the file, those that no record holds yet included."""
+        return max(self.size, self.pending.end) if self.pending else self.size
+
+
+class Pending:
+    """A run of written bytes that is in no record yet; kept in the pieces they arrived in."""
+
+    __slots__ = ("length", "pieces", "start")
+
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.length = 0
+        self.pieces: list[bytes] = []
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    def add(self, data: bytes) -> None:
+        self.pieces.append(data)
+        self.length += len(data)
+
+
+def is_image_name(name: str) -> bool:
+    """Whether *name* may name an image file: one path component, and not one of ours."""
+    return (
+        name not in ("", ".", "..")
+        and "/" not in name
+        and "\0" not in name
+        and len(name.encode("utf-8", "surrogateescape")) <= MAX_NAME_LEN
+        and not name.startswith(BOOKKEEPING)
+    )
+
+
+class Contents:
+    """The image files of a checkpoint by name."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, Image] = {}
+        self._current: Image | None = None
+
+    @property
+    def current_name(self) -> str | None:
+        return self._current.name if self._current else None
+
+    def apply(self, marker: Marker, frame: Frame, at: int) -> None:
+        """Let one record take effect; its payload lies at *at* in the decoded *frame*.
+
+        Raises: CorruptShard when the record makes no sense here.
+        """
+        if marker.filename is not None:
+            self._select(marker)
+        elif marker.file_data is not None:
+            image = self._selected("file_data")
+            start = image.size if marker.offset is None else marker.offset
+            if start + marker.file_data > MAX_FILE_LEN:
+                raise CorruptShard(f"{image.name}: data at offset {start}, beyond any file")
+            image.extents.put(start, frame, at, marker.file_data)
+            image.size = max(image.size, start + marker.file_data)
+        elif marker.file_eof:
+            self._selected("file_eof")
+            self._current = None
+
+    def drop_hidden(self) -> None:
+        """Forget files that were unlinked while they were open, see `hidden_name`."""
+        for name in [n for n in self.images if n.startswith(BOOKKEEPING)]:
+            del self.images[name]
+
+    def _selected(self, what: str) -> Image:
+        if self._current is None:
+            raise CorruptShard(f"{what} record, but no file is selected")
+        return self._current
+
+    def _select(self, marker: Marker) -> None:
+        name = marker.filename or ""
+        if name == BOOKKEEPING:  # a unit of codec `none`
+            self._current = None
+            return
+        if not is_image_name(name) and not _is_hidden_name(name):
+            raise CorruptShard(f"a record names {name!r}, which is no file name")
+        if marker.unlink:
+            if self.images.pop(name, None) is None:
+                raise CorruptShard(f"{name}: unlinked, but never created")
+            self._current = None
+            return
+        image = self.images.get(name)
+        if image is None:
+            image = self.images[name] = Image(name)
+        self._current = image
+        if marker.rename_to is not None:
+            self._rename(image, marker.rename_to)
+        if marker.truncate is not None:
+            if marker.truncate > MAX_FILE_LEN:
+                raise CorruptShard(f"{name}: truncated to {marker.truncate} bytes")
+            image.extents.truncate(marker.truncate)
+            image.size = marker.truncate
+        if marker.symlink_to is not None:
+            image.symlink_to = marker.symlink_to
+        if marker.mode is not None:
+            image.mode = stat.S_IMODE(marker.mode)
+        if marker.uid is not None:
+            image.uid = marker.uid & 0xFFFFFFFF
+        if marker.gid is not None:
+            image.gid = marker.gid & 0xFFFFFFFF
+        if marker.mtime_ns is not None:
+            image.mtime_ns = min(marker.mtime_ns, MAX_FILE_LEN)
+
+    def _rename(self, image: Image, name: str) -> None:
+        if not is_image_name(name) and not _is_hidden_name(name):
+            raise CorruptShard(f"{image.name}: renamed to {name!r}, which is no file name")
+        del self.images[image.name]
+        image.name = name
+        self.images[name] = image
+
+
+def hidden_name(number: int) -> str:
+    """Name of a file that was unlinked while open, until it is closed; never shown."""
+    return f"{BOOKKEEPING}-unlinked-{number}"
+
+
+def _is_hidden_name(name: str) -> bool:
+    tail = name.removeprefix(f"{BOOKKEEPING}-unlinked-")
+    return tail != name and tail.isascii() and tail.isdigit() and len(tail) <= 20

@@ -1,0 +1,385 @@
+"""The log of a checkpoint that is being written: records → frames → shards, and commits.
+
+The caller serialises all calls of one log. None of them waits, but for `complete_commit`,
+`seal` and `close`. What a record says is applied to the contents as soon as it is made; its
+frame lands later. A failure found on a lane is kept, and raised by every later call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from cedanafs import __version__
+from cedanafs.errors import CedanaFsError, StoreError
+from cedanafs.shard.appender import Appender
+from cedanafs.shard.codec import Codec
+from cedanafs.shard.commit import Index, units_of_commit
+from cedanafs.shard.contents import Contents, Image, Pending, hidden_name
+from cedanafs.shard.extents import Frame
+from cedanafs.shard.format import Carrier
+from cedanafs.shard.lanes import Lanes
+from cedanafs.shard.records import Marker, encode
+from cedanafs.shard.store import ShardFile
+
+logger = logging.getLogger(__name__)
+
+FRAME_BYTES: Final = 1 << 20
+"""Payload at which a frame is full: what CRIU's splices arrive in."""
+
+LOOSE_BYTES: Final = 4 << 20
+"""Written bytes of unfinished runs that may wait in memory, per checkpoint."""
+
+
+class _Batch:
+    """Records on their way into one frame of one shard: their bytes in stream order."""
+
+    def __init__(self, shard: int, header_seq: int) -> None:
+        self.shard = shard
+        self.header_seq = header_seq
+        self.frame = Frame(shard)
+        self.pieces: list[bytes] = []
+        self.markers = bytearray()
+        self.payload_len = 0
+
+    def add(self, marker: Marker, payload: Sequence[bytes] = ()) -> int:
+        """Take the record; returns where its payload will lie in the decoded frame."""
+        encoded = encode(marker)
+        self.pieces.append(encoded)
+        self.pieces.extend(payload)
+        self.markers += encoded
+        at = self.frame.raw_len + len(encoded)
+        self.frame.raw_len = at + marker.payload_len
+        self.frame.records += 1
+        self.payload_len += marker.payload_len
+        return at
+
+
+class Log:
+    """Appends to the N shards of one checkpoint, and keeps *contents* in step."""
+
+    def __init__(
+        self,
+        contents: Contents,
+        appenders: list[Appender],
+        codec: Codec,
+        lanes: Lanes,
+        *,
+        checkpoint: UUID,
+        created_ns: int,
+        commit: int = 0,
+        next_seq: int = 0,
+    ) -> None:
+        self.contents = contents
+        self.failure: CedanaFsError | None = None
+        self._appenders = appenders
+        self._carrier = Carrier(codec)
+        self._lanes = lanes
+        self._checkpoint = checkpoint
+        self._created_ns = created_ns
+        self._commit = commit
+        self._seq = next_seq
+        self._turn = 0
+        self._open: _Batch | None = None  # small records, waiting to be a frame
+        self._runs: dict[Image, None] = {}  # images with a pending run, oldest first
+        self._run_bytes = 0
+        self._touched: dict[Image, None] = {}
+        self._unlinked = 0
+        self._uncommitted = False
+
+    @classmethod
+    def create(cls, files: list[ShardFile], codec: Codec, lanes: Lanes) -> Log:
+        """The log of a new checkpoint on empty shards."""
+        checkpoint = UUID(bytes=os.urandom(16), version=4)
+        carrier = Carrier(codec)
+        appenders = [Appender(k, file, carrier, checkpoint) for k, file in enumerate(files)]
+        return cls(
+            Contents(), appenders, codec, lanes, checkpoint=checkpoint, created_ns=time.time_ns()
+        )
+
+    # Changes. Each returns at once.
+
+    def check(self) -> None:
+        """Raise the failure that a lane has found, if any."""
+        if self.failure is not None:
+            raise self.failure
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something was written that no commit covers."""
+        return self._uncommitted or bool(self._runs) or bool(self._touched)
+
+    def create_image(self, name: str, *, mode: int, uid: int, gid: int) -> Image:
+        self.check()
+        now = time.time_ns()
+        self._record(name, mode=mode, uid=uid, gid=gid, mtime_ns=now)
+        return self.contents.images[name]
+
+    def symlink(self, name: str, target: str, *, uid: int, gid: int) -> Image:
+        self.check()
+        now = time.time_ns()
+        self._record(name, mode=0o777, uid=uid, gid=gid, mtime_ns=now, symlink_to=target)
+        return self.contents.images[name]
+
+    def write(self, image: Image, offset: int, data: bytes) -> None:
+        """Take *data* for *image* at *offset*; its length was reserved at the lanes before.
+
+        *data* is kept, not copied, and reads see it from now on.
+        """
+        self.check()
+        if image.pending is not None and image.pending.end != offset:
+            self._finish_run(image)
+        if image.pending is None:
+            image.pending = Pending(offset)
+            self._runs[image] = None
+        image.pending.add(data)
+        self._run_bytes += len(data)
+        self.touch(image)
+        image.mtime_ns = time.time_ns()
+        if image.pending.length >= FRAME_BYTES:
+            self._finish_run(image)
+        elif self._run_bytes > LOOSE_BYTES:
+            self.flush()
+
+    def truncate(self, image: Image, size: int) -> None:
+        self.check()
+        self._finish_run(image)
+        if size != image.size:
+            self._record(image.name, truncate=size)
+        self.touch(image)
+        image.mtime_ns = time.time_ns()
+
+    def unlink(self, image: Image, *, still_open: bool) -> None:
+        """Remove the name. A file that is still open lives on under a hidden one."""
+        self.check()
+        if still_open:
+            self._unlinked += 1
+            self._record(image.name, rename_to=hidden_name(self._unlinked))
+            return
+        self._forget_run(image)
+        self._touched.pop(image, None)
+        self._record(image.name, unlink=True)
+
+    def rename(self, image: Image, name: str) -> None:
+        """Give *image* another name; what had that name is gone."""
+        self.check()
+        if (replaced := self.contents.images.get(name)) is not None:
+            self.unlink(replaced, still_open=False)
+        self._record(image.name, rename_to=name)
+
+    def touch(self, image: Image) -> None:
+        """*image* has another mode, owner or time now: the next commit records it."""
+        self.check()
+        self._touched[image] = None
+
+    def flush(self) -> None:
+        """Let go of all that waits in memory to be packed with more."""
+        for image in list(self._runs):
+            self._finish_run(image)
+        self._deal_open()
+
+    def wait_for(self, frame: Frame) -> Future[None] | None:
+        """Done when *frame* has landed or failed to; None when it has landed already."""
+        if frame.landed:
+            return None
+        if self._open is not None and self._open.frame is frame:
+            self._deal_open()
+        return self._lanes.submit(frame.shard, lambda: None)
+
+    # Commit.
+
+    def prepare_commit(self) -> None:
+        """Deal all that a commit has to cover."""
+        self.check()
+        for image in list(self._runs):
+            self._finish_run(image)
+        for image in self._touched:
+            self._record(
+                image.name,
+                mode=image.mode,
+                uid=image.uid,
+                gid=image.gid,
+                mtime_ns=image.mtime_ns,
+            )
+        self._touched.clear()
+        self._deal_open()
+
+    def complete_commit(self) -> None:
+        """Wait until all that was dealt is durable, then write the commit, and wait for that.
+
+        Blocks; nothing else of this log may be called meanwhile.
+        Raises: StoreError, or what else a lane has found; it sticks to the log.
+        """
+        self.check()
+        if self._uncommitted:
+            self._on_each(Appender.sync)
+            content_ends = [appender.end for appender in self._appenders]
+            self._append_commit(self._seq, content_ends, sealed=False)
+            self._uncommitted = False
+
+    def seal(self) -> None:
+        """Say to other readers of the stream that the image ends: file_eof, image_eof.
+
+        A commit of its own, after `complete_commit`, that adds no content: the next writer cuts
+        it off again, and is left with the commit before. Blocks, like `complete_commit`.
+        """
+        self.check()
+        if not self.contents.images:
+            return
+        content_seq = self._seq
+        content_ends = [appender.end for appender in self._appenders]
+        batch = self._batch(self._appenders[0].k)
+        for name in self.contents.images:
+            batch.add(Marker(seq=self._next_seq(), filename=name))
+            batch.add(Marker(seq=self._next_seq(), file_eof=True))
+        if self._carrier.codec.hides:
+            batch.add(Marker(seq=self._next_seq(), image_eof=True))
+        self._lanes.land(0, 0, partial(self._land, self._appenders[0], batch))
+        self._on_each(lambda _: None)  # landed, but not fsynced: nobody needs it for the content
+        self._append_commit(content_seq, content_ends, sealed=True)
+
+    def close(self) -> None:
+        """Wait for the lanes to be done with the shards, and close them."""
+        self._on_each(lambda appender: appender.file.close(), even_if_failed=True)
+
+    # Records, batches, dealing.
+
+    def _next_seq(self) -> int:
+        seq = self._seq
+        self._seq += 1
+        return seq
+
+    def _record(self, name: str, **change: Any) -> None:
+        """Make a record about *name*, in the batch of small records."""
+        batch = self._open = self._open or self._batch(self._next_shard())
+        self._add(batch, Marker(seq=self._next_seq(), filename=name, **change))
+
+    def _finish_run(self, image: Image) -> None:
+        """Make a record of *image*'s pending run: a frame of its own when it fills one."""
+        pending = image.pending
+        if pending is None:
+            return
+        self._forget_run(image)
+        if pending.length >= FRAME_BYTES:
+            batch = self._batch(self._next_shard())
+        else:
+            batch = self._open = self._open or self._batch(self._next_shard())
+        # Every frame names its file first; else only where the file is not the current one.
+        if not batch.pieces or self.contents.current_name != image.name:
+            self._add(batch, Marker(seq=self._next_seq(), filename=image.name))
+        offset = None if pending.start == image.size else pending.start
+        marker = Marker(seq=self._next_seq(), file_data=pending.length, offset=offset)
+        self._add(batch, marker, pending.pieces)
+        if batch is not self._open:
+            self._deal(batch)
+        elif batch.payload_len >= FRAME_BYTES:
+            self._deal_open()
+
+    def _forget_run(self, image: Image) -> None:
+        if image.pending is not None:
+            self._run_bytes -= image.pending.length
+            image.pending = None
+            del self._runs[image]
+
+    def _add(self, batch: _Batch, marker: Marker, payload: Sequence[bytes] = ()) -> None:
+        at = batch.add(marker, payload)
+        self.contents.apply(marker, batch.frame, at)
+        self._uncommitted = True
+
+    def _batch(self, shard: int) -> _Batch:
+        # Sequence numbers grow within a shard: small records that wait for this one go first.
+        if self._open is not None and self._open.shard == shard:
+            self._deal_open()
+        header_seq = self._next_seq() if self._carrier.seqs_per_unit else 0
+        return _Batch(shard, header_seq)
+
+    def _next_shard(self) -> int:
+        """The next shard in turn whose queue has room; it is passed over while it is full."""
+        count = len(self._appenders)
+        for _ in range(count):
+            shard = self._turn
+            self._turn = (shard + 1) % count
+            if self._lanes.has_room(shard, count):
+                break
+        return shard
+
+    def _deal_open(self) -> None:
+        if (batch := self._open) is not None:
+            self._open = None
+            self._deal(batch)
+
+    def _deal(self, batch: _Batch) -> None:
+        appender = self._appenders[batch.shard]
+        appender.frames.append(batch.frame)
+        appender.markers += batch.markers
+        self._lanes.land(batch.shard, batch.payload_len, partial(self._land, appender, batch))
+
+    def _land(self, appender: Appender, batch: _Batch) -> None:
+        """On the lane. What fails here has been acknowledged to the caller: it is kept."""
+        if self.failure is None:
+            try:
+                appender.land(batch.frame, batch.pieces, batch.header_seq)
+            except BaseException as exc:
+                self._fail(exc)
+
+    def _fail(self, exc: BaseException) -> None:
+        if self.failure is None:
+            if not isinstance(exc, CedanaFsError):
+                logger.error("unexpected failure while writing a shard", exc_info=exc)
+                exc = StoreError(f"writing a shard failed: {exc!r}")
+            self.failure = exc
+            logger.error("%s: nothing more is taken for this checkpoint", exc)
+
+    # Commits, on the lanes.
+
+    def _append_commit(
+        self, content_seq: int, content_ends: Sequence[int], *, sealed: bool
+    ) -> None:
+        committed_ns = time.time_ns()
+        indexes = [
+            Index(
+                checkpoint=self._checkpoint,
+                shards=len(self._appenders),
+                shard=appender.k,
+                codec=str(self._carrier.codec),
+                commit=self._commit + 1,
+                created_ns=self._created_ns,
+                committed_ns=committed_ns,
+                tool=f"cedanafs {__version__}",
+                content_seq=content_seq,
+                content_end=content_end,
+                frames=appender.rows(),
+                markers=bytes(appender.markers),
+            )
+            for appender, content_end in zip(self._appenders, content_ends, strict=True)
+        ]
+        units, next_seq = units_of_commit(
+            self._carrier,
+            indexes,
+            [appender.end for appender in self._appenders],
+            [appender.committed_end for appender in self._appenders],
+            self._seq,
+            sealed=sealed,
+        )
+        self._on_each(lambda appender: appender.append_commit(units[appender.k]))
+        self._seq = next_seq
+        self._commit += 1
+
+    def _on_each(
+        self, job: Callable[[Appender], None], *, even_if_failed: bool = False
+    ) -> None:
+        """Run *job* for every shard on its lane, all at once, and wait for the last."""
+        futures = [self._lanes.submit(a.k, partial(job, a)) for a in self._appenders]
+        for future in futures:
+            try:
+                future.result()
+            except BaseException as exc:
+                self._fail(exc)
+        if not even_if_failed:
+            self.check()

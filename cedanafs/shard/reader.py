@@ -1,0 +1,109 @@
+"""Frames → bytes: read, check, decompress, on threads, into a bounded cache.
+
+Nothing is returned that its checksum does not vouch for. The caller serialises all calls; the
+loads run on the reader's own threads, several shards at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
+
+from cedanafs.errors import CorruptShard
+from cedanafs.shard.codec import Codec
+from cedanafs.shard.extents import ExtentMap, Frame
+from cedanafs.shard.format import checksum
+from cedanafs.shard.store import ShardFile
+
+READ_AHEAD_FRAMES: Final = 8
+"""Frames that a sequential reader is ahead by: two for each of four shards."""
+
+
+def load_frame(file: ShardFile, codec: Codec, frame: Frame) -> bytes:
+    """The decoded records of *frame*. Blocks.
+
+    Raises: CorruptShard naming shard and offset, StoreError.
+    """
+    stored = file.read_at(frame.offset, frame.stored_len)
+    try:
+        if checksum(stored) != frame.checksum:
+            raise CorruptShard("the frame is damaged: its checksum does not match")
+        return codec.decompress(stored, frame.raw_len)
+    except CorruptShard as exc:
+        raise CorruptShard(f"{file.path} at offset {frame.offset}: {exc}") from None
+
+
+class Reader:
+    """Loads frames on *threads* threads and keeps up to *cache_bytes* of them, decoded.
+
+    Use as a context manager: leaving it ends the threads.
+    """
+
+    def __init__(self, *, threads: int, cache_bytes: int) -> None:
+        self._cache: OrderedDict[Frame, Future[bytes]] = OrderedDict()
+        self._cache_bytes = cache_bytes
+        self._used_bytes = 0
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cedanafs-reader")
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def fetch(self, files: Sequence[ShardFile], codec: Codec, frame: Frame) -> Future[bytes]:
+        """The decoded records of *frame*, which has landed; perhaps already there.
+
+        The future raises what `load_frame` raises, each time anew.
+        """
+        with self._lock:
+            future = self._cache.get(frame)
+            if future is not None:
+                self._cache.move_to_end(frame)
+                return future
+            self._make_room(frame.raw_len)
+            future = self._pool.submit(load_frame, files[frame.shard], codec, frame)
+            self._cache[frame] = future
+            self._used_bytes += frame.raw_len
+        future.add_done_callback(lambda done: self._forget_failed(frame, done))
+        return future
+
+    def read_ahead(
+        self, files: Sequence[ShardFile], codec: Codec, extents: ExtentMap, offset: int
+    ) -> None:
+        """Start loading what a sequential reader wants after *offset*."""
+        wanted: dict[Frame, None] = {}
+        for piece in extents.following(offset):
+            if len(wanted) == READ_AHEAD_FRAMES:
+                break
+            if piece.frame is not None and piece.frame.landed:
+                wanted[piece.frame] = None
+        for frame in wanted:
+            self.fetch(files, codec, frame)
+
+    def forget(self, frames: Iterable[Frame]) -> None:
+        """Give back the memory of *frames*."""
+        with self._lock:
+            for frame in frames:
+                self._drop(frame)
+
+    def _make_room(self, length: int) -> None:
+        for frame, future in list(self._cache.items()):
+            if self._used_bytes + length <= self._cache_bytes:
+                break
+            if future.done():
+                self._drop(frame)
+
+    def _forget_failed(self, frame: Frame, done: Future[bytes]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            with self._lock:
+                if self._cache.get(frame) is done:
+                    self._drop(frame)
+
+    def _drop(self, frame: Frame) -> None:
+        if self._cache.pop(frame, None) is not None:
+            self._used_bytes -= frame.raw_len
