@@ -1,4 +1,4 @@
-# `make` lists the targets. Each installs what it needs first, below .venv and .deps and with apt
+# `make` lists the targets. Each installs what it needs first, in .venv and with apt
 # (docs/install.md); once that is done it costs a fraction of a second.
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
@@ -24,7 +24,7 @@ bench: machine .venv/.criu ## measure dumps and restores (BENCH_ARGS=--help)
 	.venv/bin/python benchmarks/dump.py $(BENCH_ARGS)
 
 clean: ## remove all that was built or installed here; system packages stay
-	rm -rf .venv .deps *.egg-info .*_cache .hypothesis build dist
+	rm -rf .venv *.egg-info .*_cache .hypothesis build dist
 
 # Stamps: a step that failed or was interrupted leaves none and is done again.
 .venv/.criu: .venv/.packages scripts/setup-criu | machine
