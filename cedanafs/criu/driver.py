@@ -21,6 +21,7 @@ from cedanafs.criu.options import DumpOptions, RestoreOptions, rpc_options
 from cedanafs.criu.protocol import (
     SCRIPTS,
     Conversation,
+    Event,
     Finished,
     Hangup,
     Notify,
@@ -116,11 +117,11 @@ async def restore(
         swrk(criu_binary, share_terminal=shell_job) as worker,
     ):
         conversation = Conversation(Request.RESTORE, opts)
-        end = await _converse(worker, conversation, on_notify, worker.kill_children)
+        end = await _converse(worker, conversation, on_notify, worker.kill_restored)
         finished = await _check_end(end, worker, f"restore {images_dir}", log_path)
-    if finished.restored_pid is None:
+    if finished.root_pid is None:
         raise CriuError(f"criu restored {images_dir} but does not say as which process")
-    return RestoreResult(finished.restored_pid, log_path)
+    return RestoreResult(finished.root_pid, log_path)
 
 
 async def wait_attached(pid: int) -> int:
@@ -154,18 +155,22 @@ async def _converse(
     """Carry *conversation* to its end, whatever happens; a hook's exception is raised after it."""
     try:
         await worker.send(conversation.start())
-        while isinstance(event := conversation.receive(await worker.receive()), Notify):
+        while isinstance(event := await _next(worker, conversation), Notify):
             log.debug("criu: %s", event.script)
             if hook := hooks.get(event.script):
                 await hook()
+            await trio.lowlevel.checkpoint_if_cancelled()
             await worker.send(conversation.answer(success=True))
         return event
     except BaseException as failure:
-        hook_failed = conversation.must_answer
+        in_hook = conversation.must_answer
+        end = None
         with trio.move_on_after(ABORT_GRACE_S, shield=True):
             end = await _give_up(worker, conversation, abort)
-            if isinstance(failure, trio.Cancelled) and not hook_failed and _succeeded(end):
-                return end  # too late: it is done
+        if not _succeeded(end):
+            await worker.bury()
+        elif isinstance(failure, trio.Cancelled) and not in_hook:
+            return end  # too late: it is done
         raise
 
 
@@ -179,11 +184,18 @@ async def _give_up(
         while True:
             if conversation.must_answer:
                 await worker.send(conversation.answer(success=False))
-            event = conversation.receive(await worker.receive())
+            event = await _next(worker, conversation)
             if not isinstance(event, Notify):
                 return event
     except CriuError:
         return None
+
+
+async def _next(worker: Worker, conversation: Conversation) -> Event:
+    event = conversation.receive(await worker.receive())
+    if not isinstance(event, Hangup) and event.root_pid is not None:
+        worker.note_root(event.root_pid)
+    return event
 
 
 def _succeeded(end: Finished | Hangup | None) -> TypeGuard[Finished]:
@@ -195,9 +207,11 @@ async def _check_end(end: Finished | Hangup, worker: Worker, what: str, log_path
     if _succeeded(end):
         return end
     with trio.CancelScope(shield=True):
+        await worker.bury()
         error = await trio.to_thread.run_sync(_first_error, log_path)
     if error is not None:
-        reason = error.line
+        advice = logfile.advice(error.line)
+        reason = f"{error.line} ({advice})" if advice else error.line
         for line in error.context:
             log.debug("%s: %s", log_path.name, line)
     else:

@@ -15,6 +15,12 @@ EMPTY_WORDS: Final = ("Dumping FAILED", "Restoring FAILED", "Pre-dumping FAILED"
 
 CONTEXT_LINES: Final = 3
 
+# What to do about errors that name their cause only to CRIU's developers.
+_ADVICE: Final = (
+    ("Can't get 1:16", "CRIU before 4.2 cannot dump TCP or UDP sockets on Linux 6.16 and newer"),
+    ("rt vDSO area bounds", "this CRIU is too old for this kernel: use 4.1 or newer"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class LogError:
@@ -41,3 +47,8 @@ def _with_context(log: str, match: re.Match[str]) -> LogError:
     before = log[: match.start()].splitlines()[-CONTEXT_LINES:]
     after = log[match.start() :].splitlines()[: CONTEXT_LINES + 1]
     return LogError(match[1].strip(), (*before, *after))
+
+
+def advice(line: str) -> str | None:
+    """What a user can do about the error *line*, for the few that are known."""
+    return next((text for sign, text in _ADVICE if sign in line), None)

@@ -45,10 +45,10 @@ class Request(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Notify:
-    """CRIU is at the stage *script* and waits for an answer; *pid* is the restored root if told."""
+    """CRIU is at the stage *script* and waits for an answer; the restored root's pid if told."""
 
     script: str
-    pid: int | None
+    root_pid: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,12 @@ class Finished:
     """The response. Only *success* tells how it went.
 
     CRIU's `cr_errmsg` holds a harmless rlimit line even on success and `cr_errno` is 0 after a
-    failed post-dump: both are left out here; `logfile.first_error` finds the reason.
+    failed post-dump: both are left out here; `logfile.first_error` finds the reason. *root_pid* is
+    the restored root task, on failure also one that could not be made.
     """
 
     success: bool
-    restored_pid: int | None
+    root_pid: int | None
     version: tuple[int, int, int] | None
 
 
@@ -125,7 +126,7 @@ class Conversation:
         version = response.version if response.HasField("version") else None
         return Finished(
             success=response.success,
-            restored_pid=response.restore.pid if response.HasField("restore") else None,
+            root_pid=response.restore.pid if response.HasField("restore") else None,
             version=version and (version.major_number, version.minor_number, version.sublevel),
         )
 

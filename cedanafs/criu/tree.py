@@ -17,6 +17,14 @@ def parent_of(pid: int) -> int:
         return 0
 
 
+def program_of(pid: int) -> str | None:
+    """The path of the program that *pid* runs; None for the gone and for zombies."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return None
+
+
 def contains_self(pid: int) -> bool:
     """Whether this process is in the tree under *pid*, *pid* itself included."""
     here = os.getpid()
@@ -27,9 +35,9 @@ def contains_self(pid: int) -> bool:
 
 def descendants(pid: int) -> list[int]:
     """Every process below *pid*, children before grandchildren; without *pid* itself."""
-    found = _children(pid)
+    found = children(pid)
     for parent in found:  # grows while we walk it
-        found.extend(_children(parent))
+        found.extend(children(parent))
     return found
 
 
@@ -69,7 +77,8 @@ def _thread_group_of(pid: int) -> int:
     raise FileNotFoundError(pid)
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that *pid* is the parent of, zombies included; none when it is gone."""
     try:
         lists = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:

@@ -21,7 +21,17 @@ DEFAULT_MODE: Final = 0o644
 class Image:
     """One image file, or a symbolic link where `symlink_to` is set."""
 
-    __slots__ = ("extents", "gid", "mode", "mtime_ns", "name", "pending", "size", "symlink_to", "uid")
+    __slots__ = (
+        "extents",
+        "gid",
+        "mode",
+        "mtime_ns",
+        "name",
+        "pending",
+        "size",
+        "symlink_to",
+        "uid",
+    )
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -371,9 +371,7 @@ class Log:
         self._seq = next_seq
         self._commit += 1
 
-    def _on_each(
-        self, job: Callable[[Appender], None], *, even_if_failed: bool = False
-    ) -> None:
+    def _on_each(self, job: Callable[[Appender], None], *, even_if_failed: bool = False) -> None:
         """Run *job* for every shard on its lane, all at once, and wait for the last."""
         futures = [self._lanes.submit(a.k, partial(job, a)) for a in self._appenders]
         for future in futures:

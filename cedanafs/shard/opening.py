@@ -114,7 +114,9 @@ def _opened(directory: Path, files: list[ShardFile]) -> Opened:
     codec = codec_of(EXTENSIONS[files[0].path.suffix])
     carrier = Carrier(codec)
     lengths = [file.length() for file in files]
-    found = [_last_commit(file, carrier, length) for file, length in zip(files, lengths, strict=True)]
+    found = [
+        _last_commit(file, carrier, length) for file, length in zip(files, lengths, strict=True)
+    ]
     commit = _common_commit(directory, files, found)
     if commit == 0:
         zeros = [0] * len(files)
@@ -237,7 +239,9 @@ def _at_commit(
         end = footer.previous_end
         previous = _footer_before(file, carrier, end)
         if previous is None or previous.commit != commit:
-            raise CorruptShard(f"{file.path} at offset {end}: the footer of commit {commit} is gone")
+            raise CorruptShard(
+                f"{file.path} at offset {end}: the footer of commit {commit} is gone"
+            )
         footer = previous
     return footer, end
 

@@ -1,0 +1,160 @@
+"""The life of the checkpoints in a mount: loaded, written, committed, at rest.
+
+All that blocks runs on a thread while the directory's `busy` lock is held; between two awaits
+nothing interleaves, so the rest needs no lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterable
+
+import trio
+
+from cedanafs.config import MountSettings
+from cedanafs.errors import CedanaFsError, StoreError
+from cedanafs.fs.namespace import Directory, File
+from cedanafs.shard.checkpoint import Checkpoint
+from cedanafs.shard.contents import Image
+from cedanafs.shard.lanes import Lanes
+from cedanafs.shard.log import Log
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """Loads, commits and puts to rest; one for a mount."""
+
+    def __init__(self, settings: MountSettings, lanes: Lanes, nursery: trio.Nursery) -> None:
+        self._settings = settings
+        self._lanes = lanes
+        self._nursery = nursery
+
+    async def load(self, directory: Directory) -> Checkpoint:
+        """The directory's checkpoint, as its last commit says or as it is being written.
+
+        Raises: CheckpointError when it is damaged, StoreError.
+        """
+        if directory.checkpoint is not None and not directory.busy.locked():
+            return directory.checkpoint
+        async with directory.busy:
+            return await self._loaded(directory)
+
+    async def _loaded(self, directory: Directory) -> Checkpoint:
+        if directory.checkpoint is None:
+            checkpoint = await trio.to_thread.run_sync(Checkpoint.load, directory.path)
+            directory.checkpoint = checkpoint
+            for name, file in directory.files.items():
+                file.image = checkpoint.contents.images.get(name)
+        return directory.checkpoint
+
+    async def image(self, file: File) -> Image:
+        """What *file* holds. Raises: FileNotFoundError when it is gone."""
+        if file.image is None or file.directory.busy.locked():
+            checkpoint = await self.load(file.directory)
+            if file.image is None:
+                file.image = checkpoint.contents.images.get(file.name)
+        if file.image is None:
+            raise FileNotFoundError(errno.ENOENT, "gone", file.name)
+        return file.image
+
+    async def writable(self, directory: Directory) -> Log:
+        """The log of the directory's checkpoint, which becomes one with this if it was none.
+
+        Raises: StoreBusy, StoreError, the failure that sticks.
+        """
+        checkpoint = directory.checkpoint
+        if checkpoint is not None and checkpoint.log is not None and not directory.busy.locked():
+            log = checkpoint.log
+        else:
+            async with directory.busy:
+                checkpoint = await self._loaded(directory)
+                images = checkpoint.contents.images
+                log = await trio.to_thread.run_sync(
+                    lambda: checkpoint.begin_writing(
+                        self._lanes, shards=self._settings.shards, codec=self._settings.codec
+                    )
+                )
+                if checkpoint.contents.images is not images:
+                    for file in directory.files.values():
+                        file.image = None
+        log.check()
+        directory.last_change = trio.current_time()
+        return log
+
+    async def reserve(self, directories: Iterable[Directory], length: int) -> None:
+        """Wait until *length* bytes may be taken: the back-pressure that a writer feels."""
+        if self._lanes.try_reserve(length):
+            return
+        for directory in directories:  # what waits to be packed would wait for ever
+            checkpoint = directory.checkpoint
+            if checkpoint is not None and checkpoint.log is not None:
+                async with directory.busy:
+                    checkpoint.log.flush()
+        await trio.to_thread.run_sync(self._lanes.reserve, length)
+
+    def release(self, length: int) -> None:
+        """Give back what was reserved and not used."""
+        self._lanes.release(length)
+
+    async def commit(self, directory: Directory, *, seal: bool = False) -> None:
+        """Return when all that was written into the directory so far is durable.
+
+        Raises: StoreError and whatever else was found since the last commit; it sticks.
+        """
+        async with directory.busy:
+            checkpoint = directory.checkpoint
+            if checkpoint is None or checkpoint.log is None:
+                return
+            if directory.half_replaced:
+                raise StoreError(
+                    f"{directory.path}: a dump over an earlier one is not finished, "
+                    "so there is nothing whole to commit",
+                    os_errno=errno.EBUSY,
+                )
+            checkpoint.log.prepare_commit()
+            await trio.to_thread.run_sync(lambda: checkpoint.commit(seal=seal))
+
+    async def rest(self, directory: Directory) -> None:
+        """Give back files, lock and memory of a checkpoint that nobody has open.
+
+        What was not committed is lost: it is again what its last commit says.
+        """
+        async with directory.busy:
+            checkpoint = directory.checkpoint
+            if checkpoint is None or directory.open_files:
+                return
+            directory.checkpoint = None
+            for file in directory.files.values():
+                file.image = None
+            await trio.to_thread.run_sync(checkpoint.close)
+
+    def watch(self, directory: Directory) -> None:
+        """The last writer has closed: commit by itself once it has been quiet for a moment."""
+        if self._settings.quiet_s is not None and not directory.quiet_watch:
+            directory.quiet_watch = True
+            self._nursery.start_soon(self._commit_when_quiet, directory, self._settings.quiet_s)
+
+    async def _commit_when_quiet(self, directory: Directory, quiet_s: float) -> None:
+        try:
+            while (quiet := trio.current_time() - directory.last_change) < quiet_s:
+                await trio.sleep(quiet_s - quiet)
+            if directory.open_writers == 0 and not directory.half_replaced:
+                await self.commit(directory)
+                await self.rest(directory)
+        except CedanaFsError as exc:
+            logger.error("%s: not committed: %s", directory.path, exc)
+        finally:
+            directory.quiet_watch = False
+
+    async def finish(self, directories: Iterable[Directory]) -> list[CedanaFsError]:
+        """Commit and seal everything that was written. Returns what failed, and goes on."""
+        failures: list[CedanaFsError] = []
+        for directory in directories:
+            try:
+                await self.commit(directory, seal=True)
+            except CedanaFsError as exc:
+                failures.append(exc)
+            await self.rest(directory)
+        return failures

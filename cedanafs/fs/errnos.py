@@ -1,0 +1,66 @@
+"""The one place where an errno is chosen, and the guard that no handler's exception passes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, ParamSpec, TypeVar
+
+import pyfuse3
+
+from cedanafs import errors
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ERRNO_OF: Final[Mapping[type[errors.CedanaFsError], int]] = {
+    errors.CedanaFsError: errno.EIO,
+    errors.UsageError: errno.EINVAL,
+    errors.CheckpointError: errno.EIO,
+    errors.CheckpointMissing: errno.EIO,
+    errors.CheckpointIncomplete: errno.EIO,
+    errors.CorruptShard: errno.EIO,
+    errors.MixedShards: errno.EIO,
+    errors.UnknownFeature: errno.EIO,
+    errors.StoreError: errno.EIO,
+    errors.StoreBusy: errno.EBUSY,
+    errors.CriuError: errno.EIO,
+    errors.MachineError: errno.EIO,
+}
+
+
+def errno_of(exc: errors.CedanaFsError | OSError) -> int:
+    """Our table, or the store's own errno where it gave one."""
+    if isinstance(exc, OSError):
+        return exc.errno or errno.EIO
+    if isinstance(exc, errors.StoreError) and exc.os_errno:
+        return exc.os_errno
+    return ERRNO_OF[type(exc)]
+
+
+def answers_errno(
+    handler: Callable[P, Coroutine[Any, Any, T]],
+) -> Callable[P, Coroutine[Any, Any, T]]:
+    """A handler out of which only FUSEError comes: anything else would end pyfuse3's loop."""
+
+    @functools.wraps(handler)
+    async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except OSError as exc:  # the filesystem's own answers, ENOENT among them
+            logger.debug("%s: %s", handler.__name__, exc)
+            raise pyfuse3.FUSEError(errno_of(exc)) from exc
+        except errors.CedanaFsError as exc:
+            logger.error("%s: %s", handler.__name__, exc)
+            raise pyfuse3.FUSEError(errno_of(exc)) from exc
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as exc:
+            logger.exception("%s: unexpected, answered EIO", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from exc
+
+    return guarded

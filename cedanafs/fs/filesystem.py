@@ -1,0 +1,418 @@
+"""The filesystem in our own types: what each request means. No pyfuse3, so it runs unmounted.
+
+Errors are OSError for what a caller may get wrong (ENOENT, EEXIST, …) and CedanaFsError for
+what the store or a checkpoint got wrong; `cedanafs.fs.errnos` makes errnos of both.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from cedanafs.config import MountSettings
+from cedanafs.errors import CedanaFsError, StoreError
+from cedanafs.fs.checkpoints import Checkpoints
+from cedanafs.fs.handles import FileHandle
+from cedanafs.fs.namespace import Attributes, Directory, File, Namespace, Node
+from cedanafs.shard.contents import MAX_FILE_LEN, Image, is_image_name
+from cedanafs.shard.lanes import Lanes
+from cedanafs.shard.reader import Reader
+from cedanafs.shard.store import is_shard_name, remove_shards, sync_directory
+
+INVENTORY = "inventory.img"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: owner of what is created."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What setattr is to change; None leaves as it is."""
+
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime_ns: int | None = None
+
+
+class Filesystem:
+    """A store as a tree of directories and image files. Use `open_filesystem`."""
+
+    def __init__(
+        self, settings: MountSettings, lanes: Lanes, reader: Reader, nursery: trio.Nursery
+    ) -> None:
+        self.settings = settings
+        self.names = Namespace(settings.store)
+        self.checkpoints = Checkpoints(settings, lanes, nursery)
+        self._lanes = lanes
+        self._reader = reader
+
+    # Names.
+
+    async def lookup(self, parent: int, name: str) -> Node | None:
+        """The node called *name*, or None where there is none. Counts as one lookup of it."""
+        directory = self._directory(parent)
+        if name == "..":
+            return directory.parent or directory
+        if name == ".":
+            return directory
+        checkpoint = await self.checkpoints.load(directory)
+        node: Node | None = None
+        if name in checkpoint.contents.images:
+            node = self.names.file(directory, name)
+        else:
+            node = (await self._subdirectories(directory)).get(name)
+        if node is not None:
+            node.lookups += 1
+        return node
+
+    async def attributes(self, node: Node) -> Attributes:
+        if isinstance(node, Directory):
+            return node.attributes()
+        return node.attributes(await self.checkpoints.image(node))
+
+    async def list_directory(self, inode: int) -> list[Node]:
+        """Everything in the directory, in the order of names."""
+        directory = self._directory(inode)
+        checkpoint = await self.checkpoints.load(directory)
+        nodes: dict[str, Node] = dict(await self._subdirectories(directory))
+        for name in checkpoint.contents.images:
+            if is_image_name(name):
+                nodes[name] = self.names.file(directory, name)
+        return [nodes[name] for name in sorted(nodes)]
+
+    async def make_directory(self, parent: int, name: str, mode: int, caller: Caller) -> Directory:
+        directory = await self._parent_of_new(parent, name)
+        if is_shard_name(name) or not is_image_name(name):
+            raise OSError(errno.EINVAL, "the store needs this name itself", name)
+        path = directory.path / name
+        await trio.to_thread.run_sync(_make_directory, path)
+        made = self.names.add_directory(path, directory)
+        made.subdirectories = {}
+        made.mode, made.uid, made.gid = stat.S_IMODE(mode), caller.uid, caller.gid
+        (await self._subdirectories(directory))[name] = made
+        made.lookups += 1
+        return made
+
+    async def remove_directory(self, parent: int, name: str) -> None:
+        directory = self._directory(parent)
+        doomed = (await self._subdirectories(directory)).get(name)
+        if doomed is None:
+            missing = name not in (await self.checkpoints.load(directory)).contents.images
+            raise OSError(errno.ENOENT if missing else errno.ENOTDIR, "no directory", name)
+        self._refuse_if_read_only()
+        checkpoint = await self.checkpoints.load(doomed)
+        if checkpoint.contents.images or await self._subdirectories(doomed):
+            raise OSError(errno.ENOTEMPTY, "not empty", name)
+        if doomed.open_files:
+            raise OSError(errno.EBUSY, "files in it are open", name)
+        await self.checkpoints.rest(doomed)
+        await trio.to_thread.run_sync(_remove_directory, doomed.path)
+        del (await self._subdirectories(directory))[name]
+        self.names.remove(doomed)
+
+    async def unlink(self, parent: int, name: str) -> None:
+        directory, image = await self._existing_image(parent, name)
+        file = directory.files.get(name)
+        if (await self.checkpoints.load(directory)).failure is not None:
+            # Nothing can be recorded any more, but what failed must be removable.
+            del (await self.checkpoints.load(directory)).contents.images[name]
+        else:
+            log = await self.checkpoints.writable(directory)
+            self._note_replacement(directory, image)
+            log.unlink(image, still_open=file is not None and file.handles > 0)
+        self._detach(directory, name)
+        self.checkpoints.watch(directory)
+
+    async def rename(
+        self, old_parent: int, old: str, new_parent: int, new: str, *, replace: bool
+    ) -> None:
+        source, target = self._directory(old_parent), self._directory(new_parent)
+        if old in await self._subdirectories(source):
+            await self._rename_directory(source, old, target, new)
+            return
+        directory, image = await self._existing_image(old_parent, old)
+        if target is not directory:
+            raise OSError(errno.EXDEV, "another checkpoint", new)
+        if not is_image_name(new):
+            raise OSError(errno.EINVAL, "not a name for an image file", new)
+        if new in await self._subdirectories(target):
+            raise OSError(errno.EISDIR, "a directory", new)
+        log = await self.checkpoints.writable(directory)
+        if old == new:
+            return
+        if new in log.contents.images:
+            if not replace:
+                raise OSError(errno.EEXIST, "exists", new)
+            await self.unlink(new_parent, new)
+        log.rename(image, new)
+        file = directory.files.pop(old, None)
+        if file is not None:
+            file.name = new
+            directory.files[new] = file
+        self.checkpoints.watch(directory)
+
+    async def symlink(self, parent: int, name: str, target: str, caller: Caller) -> File:
+        directory = await self._parent_of_new(parent, name)
+        self._refuse_bad_image_name(name)
+        log = await self.checkpoints.writable(directory)
+        log.symlink(name, target, uid=caller.uid, gid=caller.gid)
+        self.checkpoints.watch(directory)
+        file = self.names.file(directory, name)
+        file.lookups += 1
+        return file
+
+    async def readlink(self, inode: int) -> str:
+        image = await self.checkpoints.image(self._file(inode))
+        if image.symlink_to is None:
+            raise OSError(errno.EINVAL, "not a symbolic link", image.name)
+        return image.symlink_to
+
+    # Files.
+
+    async def create(
+        self, parent: int, name: str, mode: int, flags: int, caller: Caller
+    ) -> FileHandle:
+        """A new file, open. Counts as one lookup of it."""
+        directory = self._directory(parent)
+        checkpoint = await self.checkpoints.load(directory)
+        if name in checkpoint.contents.images:
+            if flags & os.O_EXCL:
+                raise OSError(errno.EEXIST, "exists", name)
+            file = self.names.file(directory, name)
+        else:
+            await self._parent_of_new(parent, name)
+            self._refuse_bad_image_name(name)
+            log = await self.checkpoints.writable(directory)
+            log.create_image(name, mode=stat.S_IMODE(mode), uid=caller.uid, gid=caller.gid)
+            file = self.names.file(directory, name)
+        handle = await self._open(file, flags)
+        file.lookups += 1
+        return handle
+
+    async def open(self, inode: int, flags: int) -> FileHandle:
+        return await self._open(self._file(inode), flags)
+
+    async def _open(self, file: File, flags: int) -> FileHandle:
+        directory = file.directory
+        writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        if writes:
+            self._refuse_if_read_only()
+            await self.checkpoints.writable(directory)
+        image = await self.checkpoints.image(file)
+        handle = FileHandle(file, image, self.checkpoints, self._reader, self.names, writes=writes)
+        if flags & os.O_TRUNC and image.length:
+            await self._truncate(directory, image, 0)
+        return handle
+
+    async def release(self, handle: FileHandle) -> None:
+        file, directory = handle.file, handle.file.directory
+        handle.close()
+        if file.handles == 0 and file.unlinked and not self.settings.read_only:
+            log = await self.checkpoints.writable(directory)
+            log.unlink(handle.image, still_open=False)
+        self.names.drop_if_unused(file)
+        if handle.writes and directory.open_writers == 0:
+            if file.name == INVENTORY:
+                directory.half_replaced = False
+            self.checkpoints.watch(directory)
+
+    async def set_attributes(self, inode: int, changes: Changes) -> Attributes:
+        node = self.names[inode]
+        self._refuse_if_read_only()
+        if isinstance(node, Directory):
+            # Shown as asked while the mount lives; in the store directories stay 0700.
+            node.mode = node.mode if changes.mode is None else stat.S_IMODE(changes.mode)
+            node.uid = node.uid if changes.uid is None else changes.uid
+            node.gid = node.gid if changes.gid is None else changes.gid
+            node.mtime_ns = node.mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+            return node.attributes()
+        log = await self.checkpoints.writable(node.directory)
+        image = await self.checkpoints.image(node)
+        if changes.size is not None:
+            await self._truncate(node.directory, image, changes.size)
+        for name in ("mode", "uid", "gid", "mtime_ns"):
+            value = getattr(changes, name)
+            if value is not None:
+                setattr(image, name, stat.S_IMODE(value) if name == "mode" else value)
+                log.touch(image)
+        self.checkpoints.watch(node.directory)
+        return node.attributes(image)
+
+    # The whole.
+
+    async def commit(self, inode: int) -> None:
+        """Return when everything written into the directory and below it so far is durable."""
+        for directory in self.names.below(self._directory(inode)):
+            await self.checkpoints.commit(directory)
+
+    async def seal(self) -> None:
+        """Commit and seal everything, as before an unmount. Raises: the first failure."""
+        failures = await self.checkpoints.finish(self.names.directories())
+        if failures:
+            raise failures[0]
+
+    async def store_space(self) -> os.statvfs_result:
+        return await trio.to_thread.run_sync(os.statvfs, self.settings.store)
+
+    # Helpers.
+
+    def _directory(self, inode: int) -> Directory:
+        node = self.names[inode]
+        if not isinstance(node, Directory):
+            raise NotADirectoryError(errno.ENOTDIR, "not a directory", node.name)
+        return node
+
+    def _file(self, inode: int) -> File:
+        node = self.names[inode]
+        if not isinstance(node, File):
+            raise IsADirectoryError(errno.EISDIR, "a directory", node.name)
+        return node
+
+    async def _subdirectories(self, directory: Directory) -> dict[str, Directory]:
+        if directory.subdirectories is None:
+            found = await trio.to_thread.run_sync(_list_directories, directory.path)
+            if directory.subdirectories is None:
+                directory.subdirectories = {
+                    name: self.names.add_directory(directory.path / name, directory)
+                    for name in found
+                }
+        return directory.subdirectories
+
+    async def _existing_image(self, parent: int, name: str) -> tuple[Directory, Image]:
+        directory = self._directory(parent)
+        checkpoint = await self.checkpoints.load(directory)
+        image = checkpoint.contents.images.get(name)
+        if image is None:
+            is_directory = name in await self._subdirectories(directory)
+            raise OSError(errno.EISDIR if is_directory else errno.ENOENT, "no such image", name)
+        self._refuse_if_read_only()
+        return directory, image
+
+    async def _parent_of_new(self, parent: int, name: str) -> Directory:
+        directory = self._directory(parent)
+        self._refuse_if_read_only()
+        checkpoint = await self.checkpoints.load(directory)
+        if name in checkpoint.contents.images or name in await self._subdirectories(directory):
+            raise OSError(errno.EEXIST, "exists", name)
+        if len(os.fsencode(name)) > 255:
+            raise OSError(errno.ENAMETOOLONG, "name too long", name)
+        return directory
+
+    def _refuse_bad_image_name(self, name: str) -> None:
+        if not is_image_name(name):
+            raise OSError(errno.EPERM, "names in .cedanafs belong to cedanafs", name)
+
+    def _refuse_if_read_only(self) -> None:
+        if self.settings.read_only:
+            raise OSError(errno.EROFS, "mounted read-only")
+
+    async def _truncate(self, directory: Directory, image: Image, size: int) -> None:
+        if size > MAX_FILE_LEN:
+            raise OSError(errno.EFBIG, "too large", image.name)
+        log = await self.checkpoints.writable(directory)
+        self._note_replacement(directory, image)
+        log.truncate(image, size)
+
+    def _note_replacement(self, directory: Directory, image: Image) -> None:
+        """Pages begun anew under an inventory that is there: a dump over an earlier dump."""
+        if image.name.startswith("pages-") and image.length:
+            checkpoint = directory.checkpoint
+            directory.half_replaced = (
+                checkpoint is not None and INVENTORY in checkpoint.contents.images
+            )
+        elif image.name == INVENTORY:
+            directory.half_replaced = False
+
+    def _detach(self, directory: Directory, name: str) -> None:
+        file = directory.files.pop(name, None)
+        if file is not None:
+            file.unlinked = True
+            self.names.drop_if_unused(file)
+
+    async def _rename_directory(
+        self, source: Directory, old: str, target: Directory, new: str
+    ) -> None:
+        self._refuse_if_read_only()
+        if is_shard_name(new) or not is_image_name(new):
+            raise OSError(errno.EINVAL, "the store needs this name itself", new)
+        siblings = await self._subdirectories(target)
+        images = (await self.checkpoints.load(target)).contents.images
+        if new in images or (new in siblings and siblings[new] is not source):
+            raise OSError(errno.EEXIST, "exists", new)
+        moved = (await self._subdirectories(source))[old]
+        for directory in self.names.below(moved):
+            if directory.open_files:
+                raise OSError(errno.EBUSY, "files in it are open", old)
+            await self.checkpoints.commit(directory, seal=True)
+            await self.checkpoints.rest(directory)
+        path = target.path / new
+        await trio.to_thread.run_sync(_rename_directory, moved.path, path)
+        for directory in self.names.below(moved):
+            directory.path = path / directory.path.relative_to(moved.path)
+        moved.parent = target
+        del (await self._subdirectories(source))[old]
+        siblings[new] = moved
+
+
+@asynccontextmanager
+async def open_filesystem(settings: MountSettings) -> AsyncIterator[Filesystem]:
+    """The filesystem of a store, and the threads it needs; commits and seals at the end.
+
+    Raises on leaving: the first failure to make something durable.
+    """
+    with (
+        Lanes(settings.shards, budget_bytes=settings.write_budget) as lanes,
+        Reader(threads=max(2, settings.shards), cache_bytes=settings.cache_bytes) as reader,
+    ):
+        failures: list[CedanaFsError] = []
+        async with trio.open_nursery() as nursery:
+            filesystem = Filesystem(settings, lanes, reader, nursery)
+            try:
+                yield filesystem
+            finally:
+                with trio.CancelScope(shield=True):
+                    directories = filesystem.names.directories()
+                    failures = await filesystem.checkpoints.finish(directories)
+                nursery.cancel_scope.cancel()
+        if failures:
+            raise failures[0]
+
+
+def _list_directories(path: Path) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [
+                entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and is_image_name(entry.name)
+            ]
+    except OSError as exc:
+        raise StoreError(f"cannot list {path}: {exc.strerror}", os_errno=exc.errno) from exc
+
+
+def _make_directory(path: Path) -> None:
+    os.mkdir(path, 0o700)
+
+
+def _remove_directory(path: Path) -> None:
+    remove_shards(path)
+    os.rmdir(path)
+
+
+def _rename_directory(old: Path, new: Path) -> None:
+    os.rename(old, new)
+    sync_directory(new.parent)

@@ -1,0 +1,147 @@
+"""One open image file: reads over extents and what is not yet in any, writes into the log."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future
+from typing import TypeVar
+
+import trio
+
+from cedanafs.errors import CorruptShard
+from cedanafs.fs.checkpoints import Checkpoints
+from cedanafs.fs.namespace import File, Namespace
+from cedanafs.shard.contents import Image, Pending
+from cedanafs.shard.extents import Frame, Slice
+from cedanafs.shard.reader import Reader
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class FileHandle:
+    """An open file; keeps its checkpoint from resting until it is closed."""
+
+    def __init__(
+        self,
+        file: File,
+        image: Image,
+        checkpoints: Checkpoints,
+        reader: Reader,
+        names: Namespace,
+        *,
+        writes: bool,
+    ) -> None:
+        self.file = file
+        self.image = image
+        self.writes = writes
+        self._checkpoints = checkpoints
+        self._reader = reader
+        self._names = names
+        self._next_offset = 0
+        file.handles += 1
+        file.directory.open_files += 1
+        file.directory.open_writers += writes
+
+    def close(self) -> None:
+        self.file.handles -= 1
+        self.file.directory.open_files -= 1
+        self.file.directory.open_writers -= self.writes
+
+    def check(self) -> None:
+        """Raise what has failed since the writes were taken; close(2) then reports it."""
+        checkpoint = self.file.directory.checkpoint
+        if self.writes and checkpoint is not None and checkpoint.failure is not None:
+            raise checkpoint.failure
+
+    async def write(self, offset: int, data: bytes) -> int:
+        """Take all of *data*; waits only for memory. Raises: a failure found since."""
+        directory = self.file.directory
+        log = await self._checkpoints.writable(directory)
+        await self._checkpoints.reserve(self._names.directories(), len(data))
+        while directory.busy.locked():  # a commit: what comes now belongs to the next
+            async with directory.busy:
+                pass
+        try:
+            log.write(self.image, offset, data)
+        except BaseException:
+            self._checkpoints.release(len(data))
+            raise
+        return len(data)
+
+    async def read(self, offset: int, length: int) -> bytes | memoryview:
+        """Up to *length* bytes; fewer at the end of the file.
+
+        Raises: CorruptShard naming file, shard and offset, never wrong bytes.
+        """
+        image = self.image
+        length = min(length, image.length - offset)
+        if length <= 0:
+            return b""
+        try:
+            return await self._read(image, offset, length)
+        except CorruptShard as exc:
+            raise CorruptShard(f"{image.name} at offset {offset}: {exc}") from exc
+
+    async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
+        pending = image.pending
+        pieces: list[bytes | memoryview] = []
+        for piece in list(image.extents.slices(offset, length)):  # others may write meanwhile
+            pieces.append(await self._piece(piece))
+        sequential = offset == self._next_offset
+        self._next_offset = offset + length
+        if sequential:
+            await self._read_ahead(image)
+        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if pending is not None and pending.start < offset + length and pending.end > offset:
+            return _overlaid(whole, offset, pending)
+        return whole
+
+    async def _piece(self, piece: Slice) -> bytes | memoryview:
+        if piece.frame is None:
+            return bytes(piece.length)
+        if not piece.frame.landed:
+            await self._landed(piece.frame)
+        checkpoint = await self._checkpoints.load(self.file.directory)
+        assert checkpoint.codec is not None
+        records = await result_of(
+            self._reader.fetch(checkpoint.files, checkpoint.codec, piece.frame)
+        )
+        return memoryview(records)[piece.at : piece.at + piece.length]
+
+    async def _landed(self, frame: Frame) -> None:
+        log = await self._checkpoints.writable(self.file.directory)
+        waiting = log.wait_for(frame)
+        if waiting is not None:
+            await result_of(waiting)
+            log.check()
+
+    async def _read_ahead(self, image: Image) -> None:
+        checkpoint = await self._checkpoints.load(self.file.directory)
+        if checkpoint.codec is not None:
+            self._reader.read_ahead(
+                checkpoint.files, checkpoint.codec, image.extents, self._next_offset
+            )
+
+
+def _overlaid(whole: bytes | memoryview, offset: int, pending: Pending) -> bytes:
+    """*whole*, which lies at *offset*, with the bytes that are in no record yet laid over it."""
+    out = bytearray(whole)
+    at = pending.start
+    for piece in pending.pieces:
+        start, end = max(at, offset), min(at + len(piece), offset + len(out))
+        if start < end:
+            out[start - offset : end - offset] = piece[start - at : end - at]
+        at += len(piece)
+    return bytes(out)
+
+
+async def result_of(future: Future[T]) -> T:
+    """The result of a thread's *future*, without blocking the event loop for it."""
+    if not future.done():
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+        future.add_done_callback(lambda _: token.run_sync_soon(done.set))
+        await done.wait()
+    return future.result()

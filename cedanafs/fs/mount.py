@@ -1,0 +1,147 @@
+"""A filesystem, mounted: options and what we rely on in them, the loop, the clean end."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from cedanafs.config import MountSettings
+from cedanafs.errors import MachineError, StoreError, UsageError
+from cedanafs.fs.filesystem import Filesystem, open_filesystem
+from cedanafs.fs.operations import Operations
+from cedanafs.shard.store import locked
+
+logger = logging.getLogger(__name__)
+
+FILESYSTEM_TYPE = "fuse.cedanafs"
+READ_AHEAD_KB = 4096
+
+
+@asynccontextmanager
+async def mounted(settings: MountSettings, mountpoint: Path) -> AsyncIterator[Filesystem]:
+    """The store, mounted at *mountpoint* and answering; unmounted, committed, sealed at the end.
+
+    The block is cancelled when somebody unmounts from outside.
+    Raises: UsageError, MachineError, StoreError before mounting; on leaving, the first failure
+    to make something durable.
+    """
+    check_machine()
+    check_mountpoint(mountpoint)
+    check_store(settings)
+    recycle_memory()
+    with contextlib.ExitStack() as stack:
+        if not settings.read_only:
+            stack.enter_context(locked(settings.store, _IN_USE))
+        async with open_filesystem(settings) as filesystem:
+            try:
+                pyfuse3.init(Operations(filesystem), os.fspath(mountpoint), _options(settings))
+            except RuntimeError as exc:
+                raise MachineError(f"cannot mount at {mountpoint}: {exc}") from exc
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_serve, nursery.cancel_scope)
+                    await trio.to_thread.run_sync(_raise_read_ahead, mountpoint)
+                    yield filesystem
+                    nursery.cancel_scope.cancel()
+            finally:
+                # Also after a failure: what is left would be a mount that answers nobody.
+                pyfuse3.close(unmount=True)
+
+
+_IN_USE = "another cedanafs has this store mounted for writing: use that mount, or --read-only"
+
+
+async def _serve(scope: trio.CancelScope) -> None:
+    await pyfuse3.main()
+    logger.info("unmounted from outside")
+    scope.cancel()
+
+
+async def until_stopped() -> None:
+    """Return at SIGTERM, SIGINT or SIGHUP."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            logger.info("stopped by %s", signal.Signals(number).name)
+            return
+
+
+def check_machine() -> None:
+    """Raises: MachineError when a FUSE filesystem cannot be mounted here."""
+    if os.geteuid() != 0:
+        raise MachineError("not root: CRIU and the mount for it need root (sudo)")
+    if not Path("/dev/fuse").exists():
+        raise MachineError("no /dev/fuse: load the kernel module (modprobe fuse)")
+
+
+def check_mountpoint(mountpoint: Path) -> None:
+    """Raises: UsageError, naming what is wrong with *mountpoint*."""
+    try:
+        if not stat.S_ISDIR(mountpoint.stat().st_mode):
+            raise UsageError(f"mount point {mountpoint} is not a directory")
+        if mountpoint.is_mount():
+            raise UsageError(f"{mountpoint} is a mount point already: unmount it first")
+        if any(mountpoint.iterdir()):
+            raise UsageError(f"mount point {mountpoint} is not empty")
+    except FileNotFoundError:
+        raise UsageError(f"mount point {mountpoint} does not exist: mkdir it") from None
+    except OSError as exc:  # ENOTCONN, or EIO: a server died and its mount is still there
+        raise UsageError(
+            f"mount point {mountpoint} is stale ({exc.strerror}): cedanafs umount {mountpoint}"
+        ) from exc
+
+
+def check_store(settings: MountSettings) -> None:
+    """Raises: StoreError when the store cannot be read, or written where that is asked for."""
+    store = settings.store
+    if not store.is_dir():
+        raise StoreError(f"store {store} is not a directory")
+    wanted = os.R_OK | os.X_OK | (0 if settings.read_only else os.W_OK)
+    writable = not os.statvfs(store).f_flag & os.ST_RDONLY
+    if not os.access(store, wanted) or not (writable or settings.read_only):
+        what = "read" if settings.read_only else "write"
+        raise StoreError(f"store {store}: no permission to {what}; --read-only mounts it to read")
+
+
+def recycle_memory() -> None:
+    """Let malloc keep what it has: fresh pages are the dearest thing in the data path.
+
+    By default glibc maps every buffer of 128 KiB and more anew and gives it back at once;
+    decoding a 1 MiB LZ4 frame took 1.3 ms so, and 0.06 ms recycled.
+    """
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
+    with contextlib.suppress(OSError, AttributeError):  # another libc than glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, 64 << 20)
+        libc.mallopt(m_trim_threshold, 256 << 20)
+        libc.mallopt(m_arena_max, 2)
+
+
+def _options(settings: MountSettings) -> set[str]:
+    options = set(pyfuse3.default_options)
+    options |= {f"fsname={settings.store}", "subtype=cedanafs", "default_permissions"}
+    options |= {"nosuid", "nodev"}
+    if settings.allow_other:
+        options.add("allow_other")
+    if settings.read_only:
+        options.add("ro")
+    return options
+
+
+def _raise_read_ahead(mountpoint: Path) -> None:
+    """Several 1 MiB reads in flight instead of one of 128 KiB, where we may."""
+    device = mountpoint.stat().st_dev
+    knob = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    try:
+        knob.write_text(str(READ_AHEAD_KB))
+    except OSError as exc:
+        logger.info("read-ahead stays small: %s: %s", knob, exc.strerror)

@@ -1,0 +1,155 @@
+"""Names and inodes: directories of the store, image files of their checkpoints.
+
+Synchronous, and metadata only. An inode number is never given twice; a node is forgotten when
+the kernel has given back every lookup of it and nothing needs it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import stat
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NewType
+
+import trio
+
+from cedanafs.shard.checkpoint import Checkpoint
+from cedanafs.shard.contents import Image
+
+Inode = NewType("Inode", int)
+ROOT: Final = Inode(1)
+
+
+class Directory:
+    """A directory of the store, and its checkpoint once that is loaded."""
+
+    def __init__(self, inode: Inode, path: Path, parent: Directory | None) -> None:
+        self.inode = inode
+        self.path = path
+        self.parent = parent
+        self.lookups = 0
+        self.mode = 0o700
+        self.uid = 0
+        self.gid = 0
+        self.mtime_ns = time.time_ns()
+        self.subdirectories: dict[str, Directory] | None = None  # None: not listed yet
+        self.files: dict[str, File] = {}  # those with an inode, by name
+        self.checkpoint: Checkpoint | None = None  # None: not loaded, or at rest
+        self.open_files = 0
+        self.open_writers = 0
+        self.last_change = 0.0  # trio's clock, seconds
+        self.quiet_watch = False  # a task waits to commit it
+        # A dump over an earlier one is under way: its pages are new, its inventory is old.
+        self.half_replaced = False
+        # Held while a thread works on the checkpoint (load, commit, …): everyone else waits.
+        self.busy = trio.Lock()
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def attributes(self) -> Attributes:
+        links = 2 + len(self.subdirectories or ())
+        return Attributes(
+            self.inode, stat.S_IFDIR | self.mode, links, self.uid, self.gid, 0, self.mtime_ns
+        )
+
+
+class File:
+    """An image file or symbolic link that the kernel knows of.
+
+    `image` is what it holds; None while the checkpoint is at rest, `name` then finds it again.
+    A file that was unlinked while open keeps its image and has no directory entry.
+    """
+
+    def __init__(self, inode: Inode, directory: Directory, name: str) -> None:
+        self.inode = inode
+        self.directory = directory
+        self.name = name
+        self.lookups = 0
+        self.image: Image | None = None
+        self.handles = 0
+        self.unlinked = False
+
+    def attributes(self, image: Image) -> Attributes:
+        kind = stat.S_IFREG if image.symlink_to is None else stat.S_IFLNK
+        size = image.length if image.symlink_to is None else len(image.symlink_to.encode())
+        return Attributes(
+            self.inode,
+            kind | image.mode,
+            0 if self.unlinked else 1,
+            image.uid,
+            image.gid,
+            size,
+            image.mtime_ns,
+        )
+
+
+Node = Directory | File
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What stat(2) shows. `size` in bytes; times are one: when the content changed."""
+
+    inode: Inode
+    mode: int
+    links: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+
+
+class Namespace:
+    """The inodes in use."""
+
+    def __init__(self, root: Path) -> None:
+        self._numbers = itertools.count(ROOT)
+        self._nodes: dict[Inode, Node] = {}
+        self.root = self.add_directory(root, None)
+
+    def __getitem__(self, inode: int) -> Node:
+        """Raises: KeyError when there is no such inode (any more)."""
+        return self._nodes[Inode(inode)]
+
+    def add_directory(self, path: Path, parent: Directory | None) -> Directory:
+        inode = Inode(next(self._numbers))
+        node = self._nodes[inode] = Directory(inode, path, parent)
+        return node
+
+    def file(self, directory: Directory, name: str) -> File:
+        """The node of *name* in *directory*, which has such an image."""
+        node = directory.files.get(name)
+        if node is None:
+            inode = Inode(next(self._numbers))
+            node = directory.files[name] = File(inode, directory, name)
+            self._nodes[inode] = node
+        return node
+
+    def forget(self, inode: int, lookups: int) -> None:
+        """The kernel gives *lookups* lookups back."""
+        node = self._nodes.get(Inode(inode))
+        if node is not None:
+            node.lookups -= lookups
+            self.drop_if_unused(node)
+
+    def drop_if_unused(self, node: Node) -> None:
+        # Directories stay: there are few, and what is known of them is dear on a remote store.
+        if isinstance(node, File) and node.lookups <= 0 and node.handles == 0:
+            self._nodes.pop(node.inode, None)
+            if node.directory.files.get(node.name) is node:
+                del node.directory.files[node.name]
+
+    def remove(self, directory: Directory) -> None:
+        """*directory* is gone from the store."""
+        self._nodes.pop(directory.inode, None)
+
+    def directories(self) -> list[Directory]:
+        return [node for node in self._nodes.values() if isinstance(node, Directory)]
+
+    def below(self, top: Directory) -> list[Directory]:
+        """*top* and every known directory below it."""
+        return [d for d in self.directories() if d is top or top.path in d.path.parents]

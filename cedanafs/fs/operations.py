@@ -1,0 +1,268 @@
+"""pyfuse3's requests → one call of the filesystem → pyfuse3's answers. No decisions here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+
+import pyfuse3
+from pyfuse3 import (
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FileNameT,
+    FlagT,
+    FUSEError,
+    InodeT,
+    ModeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    XAttrNameT,
+)
+
+from cedanafs.fs.errnos import answers_errno
+from cedanafs.fs.filesystem import Caller, Changes, Filesystem
+from cedanafs.fs.handles import FileHandle
+from cedanafs.fs.namespace import Attributes, Node
+
+FOREVER_S = 3600.0
+"""The mount is its store's only writer, so the kernel may remember names and attributes."""
+
+SEAL_XATTR = b"user.cedanafs.seal"
+"""Setting it on the mount's root commits and seals everything: `cedanafs umount` does."""
+
+
+class Operations(pyfuse3.Operations):
+    """The FUSE adapter. A read-only mount's store may be written by another: names expire."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False  # writes to one file come one after the other, and fail in write
+    enable_acl = False
+
+    def __init__(self, filesystem: Filesystem) -> None:
+        super().__init__()
+        self._fs = filesystem
+        self._remember_s = 1.0 if filesystem.settings.read_only else FOREVER_S
+        self._handles: dict[int, FileHandle] = {}
+        self._listings: dict[int, tuple[InodeT, list[Node]]] = {}
+        self._next_handle = 1
+
+    # Names.
+
+    @answers_errno
+    async def lookup(
+        self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        node = await self._fs.lookup(parent_inode, os.fsdecode(name))
+        if node is None:
+            return self._no_entry()
+        return await self._entry(node)
+
+    @answers_errno
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        return await self._entry(self._fs.names[inode])
+
+    @answers_errno
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        changes = Changes(
+            size=attr.st_size if fields.update_size else None,
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._converted(await self._fs.set_attributes(inode, changes))
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        for inode, lookups in inode_list:
+            self._fs.names.forget(inode, lookups)
+
+    @answers_errno
+    async def mkdir(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
+    ) -> EntryAttributes:
+        caller = Caller(ctx.uid, ctx.gid)
+        node = await self._fs.make_directory(parent_inode, os.fsdecode(name), mode, caller)
+        return self._converted(node.attributes())
+
+    @answers_errno
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        await self._fs.remove_directory(parent_inode, os.fsdecode(name))
+
+    @answers_errno
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        await self._fs.unlink(parent_inode, os.fsdecode(name))
+
+    @answers_errno
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise FUSEError(errno.EINVAL)
+        await self._fs.rename(
+            parent_inode_old,
+            os.fsdecode(name_old),
+            parent_inode_new,
+            os.fsdecode(name_new),
+            replace=not flags,
+        )
+
+    @answers_errno
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        caller = Caller(ctx.uid, ctx.gid)
+        node = await self._fs.symlink(parent_inode, os.fsdecode(name), os.fsdecode(target), caller)
+        return await self._entry(node)
+
+    @answers_errno
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
+        return FileNameT(os.fsencode(await self._fs.readlink(inode)))
+
+    @answers_errno
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        handle = self._new_handle()
+        self._listings[handle] = inode, await self._fs.list_directory(inode)
+        return handle
+
+    @answers_errno
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        _, nodes = self._listings[fh]
+        for at in range(start_id, len(nodes)):
+            node = nodes[at]
+            try:
+                attributes = await self._entry(node)
+            except OSError:  # removed since the directory was opened
+                continue
+            name = FileNameT(os.fsencode(node.name))
+            if not pyfuse3.readdir_reply(token, name, attributes, at + 1):
+                break
+            node.lookups += 1
+
+    @answers_errno
+    async def releasedir(self, fh: FileHandleT) -> None:
+        del self._listings[fh]
+
+    # Files.
+
+    @answers_errno
+    async def create(
+        self,
+        parent_inode: InodeT,
+        name: FileNameT,
+        mode: ModeT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> tuple[FileInfo, EntryAttributes]:
+        caller = Caller(ctx.uid, ctx.gid)
+        handle = await self._fs.create(parent_inode, os.fsdecode(name), mode, flags, caller)
+        return self._file_info(handle), await self._entry(handle.file)
+
+    @answers_errno
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        return self._file_info(await self._fs.open(inode, flags))
+
+    @answers_errno
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return await self._handles[fh].read(off, size)  # type: ignore[return-value]
+
+    @answers_errno
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        return await self._handles[fh].write(off, buf)
+
+    @answers_errno
+    async def flush(self, fh: FileHandleT) -> None:
+        self._handles[fh].check()
+
+    @answers_errno
+    async def release(self, fh: FileHandleT) -> None:
+        await self._fs.release(self._handles.pop(fh))
+
+    @answers_errno
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        await self._fs.commit(self._handles[fh].file.directory.inode)
+
+    @answers_errno
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        inode, _ = self._listings[fh]
+        await self._fs.commit(inode)
+
+    # The whole.
+
+    @answers_errno
+    async def setxattr(
+        self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
+    ) -> None:
+        if name != SEAL_XATTR or inode != pyfuse3.ROOT_INODE:
+            raise FUSEError(errno.EOPNOTSUPP)
+        await self._fs.seal()
+
+    @answers_errno
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        space = await self._fs.store_space()
+        answer = StatvfsData()
+        for field in (
+            "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree",
+            "f_favail", "f_namemax",
+        ):  # fmt: skip
+            setattr(answer, field, getattr(space, field))
+        return answer
+
+    # Conversions.
+
+    async def _entry(self, node: Node) -> EntryAttributes:
+        return self._converted(await self._fs.attributes(node))
+
+    def _converted(self, attributes: Attributes) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(attributes.inode)
+        entry.st_mode = ModeT(attributes.mode)
+        entry.st_nlink = attributes.links
+        entry.st_uid = attributes.uid
+        entry.st_gid = attributes.gid
+        entry.st_size = attributes.size
+        entry.st_blocks = -(-attributes.size // 512)
+        entry.st_blksize = 1 << 20
+        entry.st_atime_ns = attributes.mtime_ns
+        entry.st_mtime_ns = attributes.mtime_ns
+        entry.st_ctime_ns = attributes.mtime_ns
+        entry.entry_timeout = self._remember_s
+        entry.attr_timeout = self._remember_s
+        return entry
+
+    def _no_entry(self) -> EntryAttributes:
+        """Inode 0: the kernel remembers that there is no such name."""
+        entry = EntryAttributes()
+        entry.st_ino = InodeT(0)
+        entry.st_mode = ModeT(stat.S_IFREG)
+        entry.entry_timeout = self._remember_s
+        return entry
+
+    def _file_info(self, handle: FileHandle) -> FileInfo:
+        number = self._new_handle()
+        self._handles[number] = handle
+        # Written past the page cache: requests arrive as 1 MiB, and fail where they are made.
+        # Read through it: CRIU reads small images in 4 KiB, and pages with read-ahead.
+        return FileInfo(fh=number, direct_io=handle.writes, keep_cache=False)
+
+    def _new_handle(self) -> FileHandleT:
+        number = self._next_handle
+        self._next_handle += 1
+        return FileHandleT(number)
