@@ -4,15 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
-from cedanafs.criu.binary import find_criu
 from rig import Rig
+
+from cedanafs.criu.binary import find_criu
 
 
 @pytest.fixture(scope="session")
 def criu_binary() -> str:
-    """The criu that `make setup` installs. Fails where there is none, or without root."""
+    """$CRIU, or the criu that `make setup` installs. Fails where there is none, or without root."""
     assert os.geteuid() == 0, "CRIU needs root"
-    return find_criu()
+    return find_criu(os.environ.get("CRIU"))
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ class Workload:
             for line in Path(f"/proc/{self.pid}/status").read_text().splitlines()
             if ":\t" in line
         )
-        kept = ("TracerPid", "Threads", "SigBlk", "SigIgn", "SigCgt", "Seccomp")
+        kept = ("State", "TracerPid", "Threads", "SigBlk", "SigIgn", "SigCgt", "Seccomp")
         maps = Path(f"/proc/{self.pid}/maps").read_text().splitlines()
         return {
             **{name: status[name].strip() for name in kept},
@@ -142,9 +142,9 @@ class Workload:
 
 def _session(leader: int, *, zombies: bool) -> Iterator[int]:
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and (fields := _stat(int(entry))) and fields[3] == str(leader):
-            if zombies or fields[0] not in {"Z", "X"}:
-                yield int(entry)
+        fields = _stat(int(entry)) if entry.isdigit() else None
+        if fields and fields[3] == str(leader) and (zombies or fields[0] not in {"Z", "X"}):
+            yield int(entry)
 
 
 def _state(pid: int) -> str | None:
