@@ -52,7 +52,10 @@ class DumpResult:
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """A restore that succeeded: the root task's pid, as seen from here."""
+    """A restore that succeeded: the root task's pid, as seen from here.
+
+    CRIU's RPC has no pidfile option; whoever wants one writes it from this.
+    """
 
     pid: int
     log: Path
@@ -102,8 +105,9 @@ async def restore(
     """Restore the tree in *images_dir*; the log and stats-restore go to *work_dir*.
 
     Hooks as in `dump`; one that raises at `pre-restore` or `post-restore` fails the restore and
-    nothing is left running. With `options.attach` the root task is our child: `wait_attached`.
-    With `options.shell_job` it gets our terminal, session and process group.
+    nothing is left running. At `pre-resume` and `post-resume` CRIU no longer listens: what such a
+    hook raises is raised here, but the tasks run. With `options.attach` the root task is our
+    child: `wait_attached`. With `options.shell_job` it gets our terminal and our session.
 
     Cancelled, it makes CRIU give up and kill what it restored, and only then raises.
     Raises: as `dump`.

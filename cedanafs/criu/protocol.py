@@ -105,10 +105,11 @@ class Conversation:
     def receive(self, packet: bytes) -> Event:
         """What *packet* says; the empty packet is the end of the stream.
 
-        Raises: CriuError when it is no CRIU response to our request.
+        Raises: CriuError when it is no CRIU response to our request; the conversation is as before.
         """
-        self._move(_State.LISTENING, _State.OVER)
+        self._move(_State.LISTENING, _State.LISTENING)
         if not packet:
+            self._state = _State.OVER
             return Hangup()
         rpc = messages.rpc()
         response = rpc.criu_resp()
@@ -123,6 +124,7 @@ class Conversation:
         # A request that CRIU cannot even read is answered as EMPTY, without success.
         if response.success and response.type != rpc.criu_req_type.Value(self._request.value):
             raise CriuError(f"criu answered a {self._request.value} with type {response.type}")
+        self._state = _State.OVER
         version = response.version if response.HasField("version") else None
         return Finished(
             success=response.success,
