@@ -1,19 +1,44 @@
-"""Settings: frozen values with their checks.  Defaults < files < environment < flags."""
+"""Settings: frozen values with their checks. Defaults < files < environment < flags.
+
+Configuration files are JSON with Cedana's keys, in any case:
+`{"Checkpoint": {"Dir": "/ckpt", "Stream": 4, "Compression": "lz4"}}`. The environment has the
+same names: `CEDANAFS_CHECKPOINT_STREAM`. The only reader of os.environ.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cedanafs.errors import UsageError
 from cedanafs.shard.codec import Codec, codec_of
 from cedanafs.shard.format import MAX_SHARDS
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_STREAM: Final = 4
 DEFAULT_COMPRESSION: Final = "zstd:1"
 DEFAULT_MEMORY_LIMIT: Final = 256 << 20
 QUIET_S: Final = 1.0
+MIN_MEMORY_LIMIT: Final = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a flag is when it is not given. `stream` 0 means plain CRIU images."""
+
+    dir: Path = Path("/var/lib/cedanafs")
+    stream: int = DEFAULT_STREAM
+    compression: str = DEFAULT_COMPRESSION
+    memory_limit: int = DEFAULT_MEMORY_LIMIT
+    leave_running: bool = False
+    criu_binary: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +60,8 @@ class MountSettings:
     def __post_init__(self) -> None:
         if not 1 <= self.shards <= MAX_SHARDS:
             raise UsageError(f"--stream {self.shards}: a mount has 1 to {MAX_SHARDS} shards")
-        if self.memory_limit < 32 << 20:
-            raise UsageError("--memory-limit: at least 32M")
+        if self.memory_limit < MIN_MEMORY_LIMIT:
+            raise UsageError(f"--memory-limit: at least {MIN_MEMORY_LIMIT >> 20}M")
 
     @property
     def write_budget(self) -> int:
@@ -47,3 +72,84 @@ class MountSettings:
     def cache_bytes(self) -> int:
         """Bytes of decoded frames that are kept for readers."""
         return self.memory_limit // 4
+
+
+def size_of(text: str) -> int:
+    """Bytes that `64M`, `1GiB` or `4096` mean. Raises: UsageError."""
+    match = re.fullmatch(r"(\d+)\s*([kmgt]?)(i?b)?", text.strip().lower())
+    if match is None:
+        raise UsageError(f"{text!r} is not a size: write 256M or 1G")
+    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2]]
+
+
+def _flag(value: object) -> bool:
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    return words[str(value).strip().lower()]
+
+
+# Key in the file and, in capitals behind CEDANAFS_, in the environment → field and its reading.
+_KEYS: Final[Mapping[tuple[str, str], tuple[str, Callable[[Any], object]]]] = {
+    ("checkpoint", "dir"): ("dir", lambda value: Path(str(value))),
+    ("checkpoint", "stream"): ("stream", int),
+    ("checkpoint", "streams"): ("stream", int),
+    ("checkpoint", "compression"): ("compression", lambda value: str(codec_of(str(value)))),
+    ("checkpoint", "memorylimit"): ("memory_limit", lambda value: size_of(str(value))),
+    ("criu", "binarypath"): ("criu_binary", lambda value: str(value) or None),
+    ("criu", "leaverunning"): ("leave_running", _flag),
+}
+_OURS: Final = {"checkpoint"}
+
+
+def config_files(environ: Mapping[str, str]) -> list[Path]:
+    """The system's configuration file, then the user's; either may be absent."""
+    home = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME', '/root')}/.config"
+    return [Path("/etc/cedanafs/config.json"), Path(home) / "cedanafs/config.json"]
+
+
+def load_defaults(
+    environ: Mapping[str, str] | None = None, files: Sequence[Path] | None = None
+) -> Defaults:
+    """The defaults as files and environment leave them.
+
+    Raises: UsageError naming the file or variable that makes no sense.
+    """
+    environ = os.environ if environ is None else environ
+    defaults = Defaults()
+    for path in config_files(environ) if files is None else files:
+        defaults = _from_file(path, defaults)
+    for (section, key), _ in _KEYS.items():
+        variable = f"CEDANAFS_{section}_{key}".upper()
+        if variable in environ:
+            defaults = _with(defaults, section, key, environ[variable], variable)
+    return defaults
+
+
+def _from_file(path: Path, defaults: Defaults) -> Defaults:
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        return defaults
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"configuration file {path} cannot be read: {exc}") from exc
+    if not isinstance(config, dict):
+        raise UsageError(f"configuration file {path} is not a JSON object")
+    for section, values in config.items():
+        # Cedana's file has sections and keys that are none of our business.
+        if isinstance(values, dict):
+            for key, value in values.items():
+                where = f"{path}: {section}.{key}"
+                if (section.lower(), key.lower()) in _KEYS:
+                    defaults = _with(defaults, section.lower(), key.lower(), value, where)
+                elif section.lower() in _OURS:
+                    logger.warning("%s is not known and ignored", where)
+    return defaults
+
+
+def _with(defaults: Defaults, section: str, key: str, value: object, where: str) -> Defaults:
+    name, read = _KEYS[section, key]
+    try:
+        changes: dict[str, Any] = {name: read(value)}
+        return replace(defaults, **changes)
+    except (ValueError, TypeError, KeyError, UsageError) as exc:
+        reason = exc if isinstance(exc, UsageError) else f"{value!r} makes no sense"
+        raise UsageError(f"{where}: {reason}") from exc

@@ -59,3 +59,11 @@ class CriuError(CedanaFsError):
 
 class MachineError(CedanaFsError):
     """The machine lacks something: root, /dev/fuse, a working CRIU (exit code 6)."""
+
+
+def the_error(exc: BaseException) -> BaseException:
+    """The error that matters in the groups that nurseries make: ours before its consequences."""
+    if not isinstance(exc, BaseExceptionGroup):
+        return exc
+    leaves = [the_error(each) for each in exc.exceptions]
+    return next((leaf for leaf in leaves if isinstance(leaf, CedanaFsError)), leaves[0])

@@ -238,7 +238,7 @@ def _check_hooks(hooks: Hooks) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _directories(opts: Any, images_dir: Path, log_path: Path) -> AsyncIterator[None]:  # noqa: ANN401
+async def _directories(opts: Any, images_dir: Path, log_path: Path) -> AsyncIterator[None]:
     """Fill in where images and log go, the directories being open as long as the context."""
     async with _directory(images_dir) as images_fd, _directory(log_path.parent) as work_fd:
         # A log of an earlier attempt must not speak for this one.

@@ -88,7 +88,7 @@ class RestoreOptions:
     criu_opts: Mapping[str, object] = field(default_factory=dict)
 
 
-def rpc_options(options: DumpOptions | RestoreOptions) -> Any:  # noqa: ANN401 - protobuf, untyped
+def rpc_options(options: DumpOptions | RestoreOptions) -> Any:
     """The `criu_opts` message for *options*, lacking only what the driver adds (directories, log).
 
     Keys of `options.criu_opts` may be rpc field names (`tcp_established`), CRIU's command line
@@ -153,7 +153,7 @@ def _nearest(name: str) -> str:
     return f": did you mean {near[0]!r}?" if near else ""
 
 
-def _set_field(message: Any, name: str, value: object) -> None:  # noqa: ANN401 - protobuf
+def _set_field(message: Any, name: str, value: object) -> None:
     descriptor = message.DESCRIPTOR.fields_by_name.get(name)
     if descriptor is None:
         raise UsageError(f"the installed pycriu is too old for the criu option {name!r}")

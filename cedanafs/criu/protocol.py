@@ -83,7 +83,7 @@ class _State(Enum):
 class Conversation:
     """One request and all that follows; out of turn calls raise RuntimeError (a bug of ours)."""
 
-    def __init__(self, request: Request, opts: Any | None = None) -> None:  # noqa: ANN401 - protobuf
+    def __init__(self, request: Request, opts: Any | None = None) -> None:
         self._request = request
         self._opts = opts
         self._state = _State.NEW

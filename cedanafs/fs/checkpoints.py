@@ -30,6 +30,7 @@ class Checkpoints:
         self._settings = settings
         self._lanes = lanes
         self._nursery = nursery
+        self.damage: CedanaFsError | None = None  # the first that a reader met
 
     async def load(self, directory: Directory) -> Checkpoint:
         """The directory's checkpoint, as its last commit says or as it is being written.
@@ -138,8 +139,8 @@ class Checkpoints:
 
     async def _commit_when_quiet(self, directory: Directory, quiet_s: float) -> None:
         try:
-            while (quiet := trio.current_time() - directory.last_change) < quiet_s:
-                await trio.sleep(quiet_s - quiet)
+            while trio.current_time() < (quiet_at := directory.last_change + quiet_s):  # noqa: ASYNC110 - a time, not an event
+                await trio.sleep_until(quiet_at)
             if directory.open_writers == 0 and not directory.half_replaced:
                 await self.commit(directory)
                 await self.rest(directory)
@@ -155,6 +156,7 @@ class Checkpoints:
             try:
                 await self.commit(directory, seal=True)
             except CedanaFsError as exc:
+                logger.error("%s: not committed: %s", directory.path, exc)
                 failures.append(exc)
             await self.rest(directory)
         return failures

@@ -48,6 +48,15 @@ class Changes:
     mtime_ns: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Image bytes: taken from writers, of these compressed and in the store, given to readers."""
+
+    written_bytes: int
+    landed_bytes: int
+    read_bytes: int
+
+
 class Filesystem:
     """A store as a tree of directories and image files. Use `open_filesystem`."""
 
@@ -264,6 +273,22 @@ class Filesystem:
         failures = await self.checkpoints.finish(self.names.directories())
         if failures:
             raise failures[0]
+
+    async def discard(self, inode: int) -> None:
+        """Take the directory's checkpoint back to its last commit. Nobody may have it open."""
+        directory = self._directory(inode)
+        if directory.open_files:
+            raise OSError(errno.EBUSY, "files in it are open", directory.name)
+        directory.half_replaced = False
+        await self.checkpoints.rest(directory)
+
+    def statistics(self) -> Statistics:
+        """Figures since the mount began."""
+        return Statistics(
+            written_bytes=self._lanes.landed_bytes + self._lanes.in_use_bytes,
+            landed_bytes=self._lanes.landed_bytes,
+            read_bytes=self._reader.read_bytes,
+        )
 
     async def store_space(self) -> os.statvfs_result:
         return await trio.to_thread.run_sync(os.statvfs, self.settings.store)

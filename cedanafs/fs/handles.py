@@ -82,7 +82,9 @@ class FileHandle:
         try:
             return await self._read(image, offset, length)
         except CorruptShard as exc:
-            raise CorruptShard(f"{image.name} at offset {offset}: {exc}") from exc
+            damage = CorruptShard(f"{image.name} at offset {offset}: {exc}")
+            self._checkpoints.damage = self._checkpoints.damage or damage
+            raise damage from exc
 
     async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
         pending = image.pending

@@ -23,7 +23,6 @@ from cedanafs.shard.store import locked
 
 logger = logging.getLogger(__name__)
 
-FILESYSTEM_TYPE = "fuse.cedanafs"
 READ_AHEAD_KB = 4096
 
 
@@ -35,9 +34,7 @@ async def mounted(settings: MountSettings, mountpoint: Path) -> AsyncIterator[Fi
     Raises: UsageError, MachineError, StoreError before mounting; on leaving, the first failure
     to make something durable.
     """
-    check_machine()
-    check_mountpoint(mountpoint)
-    check_store(settings)
+    check_before_mounting(settings, mountpoint)
     recycle_memory()
     with contextlib.ExitStack() as stack:
         if not settings.read_only:
@@ -73,6 +70,16 @@ async def until_stopped() -> None:
         async for number in signals:
             logger.info("stopped by %s", signal.Signals(number).name)
             return
+
+
+def check_before_mounting(settings: MountSettings, mountpoint: Path) -> None:
+    """Raises: MachineError, UsageError, StoreError, StoreBusy: what mounting would fail on."""
+    check_machine()
+    check_mountpoint(mountpoint)
+    check_store(settings)
+    if not settings.read_only:
+        with locked(settings.store, _IN_USE):
+            pass
 
 
 def check_machine() -> None:

@@ -27,13 +27,11 @@ from pyfuse3 import (
 from cedanafs.fs.errnos import answers_errno
 from cedanafs.fs.filesystem import Caller, Changes, Filesystem
 from cedanafs.fs.handles import FileHandle
+from cedanafs.fs.mounts import DISCARD_XATTR, SEAL_XATTR
 from cedanafs.fs.namespace import Attributes, Node
 
 FOREVER_S = 3600.0
 """The mount is its store's only writer, so the kernel may remember names and attributes."""
-
-SEAL_XATTR = b"user.cedanafs.seal"
-"""Setting it on the mount's root commits and seals everything: `cedanafs umount` does."""
 
 
 class Operations(pyfuse3.Operations):
@@ -210,9 +208,12 @@ class Operations(pyfuse3.Operations):
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        if name != SEAL_XATTR or inode != pyfuse3.ROOT_INODE:
+        if os.fsdecode(name) == SEAL_XATTR and inode == pyfuse3.ROOT_INODE:
+            await self._fs.seal()
+        elif os.fsdecode(name) == DISCARD_XATTR:
+            await self._fs.discard(inode)
+        else:
             raise FUSEError(errno.EOPNOTSUPP)
-        await self._fs.seal()
 
     @answers_errno
     async def statfs(self, ctx: RequestContext) -> StatvfsData:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from cedanafs.shard.extents import Frame
 from cedanafs.shard.commit import FrameRow
+from cedanafs.shard.extents import Frame
 from cedanafs.shard.format import Carrier, Header, Kind, checksum
 from cedanafs.shard.store import ShardFile
 

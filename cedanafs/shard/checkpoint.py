@@ -6,7 +6,6 @@ calls of one checkpoint.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from cedanafs.errors import CedanaFsError
@@ -17,7 +16,7 @@ from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.opening import Opened, open_checkpoint
-from cedanafs.shard.store import ShardFile, create_shards, locked, shard_paths
+from cedanafs.shard.store import ShardFile, create_shards, shard_paths
 
 
 class Checkpoint:
@@ -30,7 +29,6 @@ class Checkpoint:
         self.codec: Codec | None = None
         self._opened: Opened | None = None
         self._log: Log | None = None
-        self._writing = contextlib.ExitStack()
 
     @classmethod
     def load(cls, directory: Path) -> Checkpoint:
@@ -67,18 +65,15 @@ class Checkpoint:
         """
         if self._log is not None:
             return self._log
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(locked(self.directory, "another server is writing to it"))
-            if self._opened is None:
-                self.files = create_shards(self.directory, shards, codec)
-                self.codec = codec
-                log = Log.create(self.files, codec, lanes)
-            else:
-                log = self._go_on(self._opened, lanes)
-            self.contents = log.contents
-            self._log = log
-            self._writing = stack.pop_all()
-        return log
+        if self._opened is None:
+            self.files = create_shards(self.directory, shards, codec)
+            self.files[0].lock()
+            self.codec = codec
+            self._log = Log.create(self.files, codec, lanes)
+        else:
+            self._log = self._go_on(self._opened, lanes)
+        self.contents = self._log.contents
+        return self._log
 
     def commit(self, *, seal: bool = False) -> None:
         """Make durable what `Log.prepare_commit` has dealt. Blocks. Raises: StoreError, …"""
@@ -94,11 +89,8 @@ class Checkpoint:
         """
         log, self._log = self._log, None
         if log is not None:
-            try:
-                log.close()
-            finally:
-                self._writing.close()
-                self.files = []
+            self.files = []
+            log.close()
 
     def close(self) -> None:
         self.end_writing()
@@ -107,9 +99,17 @@ class Checkpoint:
             file.close()
 
     def _go_on(self, opened: Opened, lanes: Lanes) -> Log:
-        files = [ShardFile.open(file.path, writable=True) for file in opened.files]
-        for old in self.files:
-            old.close()
+        files: list[ShardFile] = []
+        try:
+            for file in opened.files:
+                files.append(ShardFile.open(file.path, writable=True))
+            files[0].lock()
+        except BaseException:
+            for file in files:
+                file.close()
+            raise
+        for file in self.files:
+            file.close()
         self.files = files
         for file, length, end in zip(files, opened.lengths, opened.ends, strict=True):
             if length != end:

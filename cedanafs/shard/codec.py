@@ -107,9 +107,11 @@ def _lz4_decompress(stored: bytes, raw_len: int) -> bytes:
     size = lz4.frame.get_frame_info(stored)["content_size"]
     if size != raw_len:
         raise ValueError(f"content size {size}, not {raw_len}")
-    raw, used = lz4.frame.decompress(stored, return_bytes_read=True)
-    if used != len(stored):
-        raise ValueError(f"{len(stored) - used} bytes after the frame")
+    # The content size may lie: lz4.frame.decompress() grows its buffer for as long as data comes.
+    decompressor = lz4.frame.LZ4FrameDecompressor()
+    raw = decompressor.decompress(stored, max_length=raw_len + 1)
+    if not decompressor.eof or decompressor.unused_data:
+        raise ValueError("the frame does not end where its bytes do")
     return bytes(raw)
 
 

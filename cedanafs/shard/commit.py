@@ -19,6 +19,7 @@ from uuid import UUID
 from cedanafs.errors import CorruptShard, UnknownFeature
 from cedanafs.shard.format import (
     HEADER_LEN,
+    VERSION,
     Carrier,
     Header,
     Kind,
@@ -26,9 +27,8 @@ from cedanafs.shard.format import (
     checksum,
     known_version,
     unchecked,
-    VERSION,
 )
-from cedanafs.shard.records import Marker, encode
+from cedanafs.shard.records import Marker, decode, encode
 
 KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 
@@ -227,19 +227,39 @@ def footer_in(tail: bytes, carrier: Carrier) -> Footer:
     return Footer.decode(tail[max(end - FOOTER_LEN, 0) : end])
 
 
-def index_in(units: bytes, carrier: Carrier) -> tuple[Header, Index]:
-    """The index in *units*, all the units of one commit.
+def commit_in(units: bytes, carrier: Carrier) -> tuple[Index, Footer]:
+    """What *units*, all the units of one commit, say; each must be what was written, bit for bit.
 
     Raises: CorruptShard, UnknownFeature.
     """
     blob, at = carrier.unhide(units, HEADER_LEN)
     header = Header.decode(blob)
-    if header.kind != Kind.COMMIT:
+    if header.kind != Kind.COMMIT or header.stored_len != len(units) - at:
         raise CorruptShard("not a commit")
     blob, used = carrier.unhide_pieces(units[at:], header.raw_len)
     if checksum(blob) != header.checksum:
         raise CorruptShard("index damaged: its checksum does not match")
-    return header, Index.decode(blob)
+    rest = units[at + used :]
+    footer = footer_in(rest, carrier)
+    expected = [carrier.hide(footer.encode(), _first_seq(rest, carrier))]
+    if not carrier.codec.hides:
+        expected.append(_image_end(footer.encode(), _first_seq(rest, carrier)))
+    if rest not in expected:
+        raise CorruptShard("footer damaged")
+    index = Index.decode(blob)
+    if (index.checkpoint, index.shard, index.commit) != (
+        footer.checkpoint,
+        footer.shard,
+        footer.commit,
+    ):
+        raise CorruptShard("index and footer do not belong together")
+    return index, footer
+
+
+def _first_seq(unit: bytes, carrier: Carrier) -> int:
+    if carrier.codec.hides:
+        return 0
+    return decode(unit[4 : 4 + int.from_bytes(unit[:4], "little")]).seq
 
 
 def _image_end(footer: bytes, seq: int) -> bytes:

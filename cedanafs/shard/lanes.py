@@ -44,6 +44,7 @@ class Lanes:
 
     def __init__(self, count: int, *, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
+        self.landed_bytes = 0
         self._in_use = 0
         self._changed = threading.Condition()
         self._lanes = [_Lane(f"cedanafs-lane-{k}") for k in range(count)]
@@ -99,6 +100,7 @@ class Lanes:
                 with self._changed:
                     lane.queued_bytes -= length
                     self._in_use -= length
+                    self.landed_bytes += length
                     self._changed.notify_all()
 
         with self._changed:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from cedanafs.errors import CheckpointError, CheckpointIncomplete, CorruptShard, MixedShards
 from cedanafs.shard.codec import EXTENSIONS, Codec, codec_of
-from cedanafs.shard.commit import FOOTER_LEN, Footer, Index, footer_in, index_in
+from cedanafs.shard.commit import FOOTER_LEN, Footer, Index, commit_in, footer_in
 from cedanafs.shard.contents import Contents
 from cedanafs.shard.extents import Frame
 from cedanafs.shard.format import HEADER_LEN, MAX_FRAME_LEN, Carrier, Header, Kind
@@ -96,7 +96,7 @@ def walk(
         at = body + header.stored_len
 
 
-class at_place:  # noqa: N801 - reads as a preposition
+class at_place:
     """Adds shard and offset to the CorruptShard that leaves the block."""
 
     def __init__(self, file: ShardFile, offset: int) -> None:
@@ -249,13 +249,9 @@ def _at_commit(
 def _read_index(file: ShardFile, carrier: Carrier, footer: Footer, end: int) -> Index:
     with at_place(file, footer.commit_offset):
         units = file.read_at(footer.commit_offset, end - footer.commit_offset)
-        _, index = index_in(units, carrier)
-        if (index.checkpoint, index.shard, index.commit) != (
-            footer.checkpoint,
-            footer.shard,
-            footer.commit,
-        ):
-            raise CorruptShard("index and footer do not belong together")
+        index, said = commit_in(units, carrier)
+        if said != footer:
+            raise CorruptShard("the footer is not the one that was found")
         if index.content_end > footer.commit_offset:
             raise CorruptShard("the index speaks of bytes behind it")
         return index

@@ -46,6 +46,7 @@ class Reader:
         self._cache: OrderedDict[Frame, Future[bytes]] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._used_bytes = 0
+        self.read_bytes = 0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cedanafs-reader")
 
@@ -69,6 +70,7 @@ class Reader:
             future = self._pool.submit(load_frame, files[frame.shard], codec, frame)
             self._cache[frame] = future
             self._used_bytes += frame.raw_len
+            self.read_bytes += frame.raw_len
         future.add_done_callback(lambda done: self._forget_failed(frame, done))
         return future
 

@@ -100,6 +100,10 @@ class ShardFile:
         with _store_errors("truncate", self.path):
             os.ftruncate(self._fd, length)
 
+    def lock(self) -> None:
+        """Keep other writers on this machine out, until it is closed. Raises: StoreBusy."""
+        _flock(self._fd, self.path, "another server is writing to this checkpoint")
+
     def close(self) -> None:
         with _store_errors("close", self.path):
             fd, self._fd = self._fd, -1
@@ -194,15 +198,19 @@ def locked(directory: Path, why: str) -> Iterator[None]:
     with _store_errors("open", directory):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreBusy(f"{directory}: {why}") from None
-        except OSError as exc:
-            raise StoreError(f"{directory}: cannot lock: {exc.strerror}") from exc
+        _flock(fd, directory, why)
         yield
     finally:
         os.close(fd)
+
+
+def _flock(fd: int, path: Path, why: str) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreBusy(f"{path}: {why}") from None
+    except OSError as exc:
+        raise StoreError(f"{path}: cannot lock: {exc.strerror}", os_errno=exc.errno) from exc
 
 
 @contextlib.contextmanager

@@ -1,0 +1,358 @@
+"""Dump and restore: a directory for the images, a CRIU run, and the commit between them.
+
+The composition root: the only file that knows both the filesystem and CRIU.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from cedanafs.config import MountSettings
+from cedanafs.criu import driver, stats, tree
+from cedanafs.criu.binary import find_criu
+from cedanafs.criu.options import DumpOptions, RestoreOptions
+from cedanafs.errors import (
+    CedanaFsError,
+    CheckpointMissing,
+    CriuError,
+    StoreError,
+    UsageError,
+    the_error,
+)
+from cedanafs.fs.mount import check_machine, mounted
+from cedanafs.fs.mounts import DISCARD_XATTR, mount_holding, mount_of_store
+from cedanafs.progress import Report, human
+from cedanafs.shard.audit import INVENTORY, require_complete
+from cedanafs.shard.opening import open_checkpoint
+from cedanafs.shard.store import is_shard_name, shard_paths
+
+_RUNTIME_DIR: Final = Path("/run")
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """A directory that takes CRIU's images, as seen by CRIU, and by the user afterwards."""
+
+    path: Path
+    kept_at: Path
+    streamed: bool
+    done_bytes: Callable[[], int]
+
+    async def commit(self) -> None:
+        """Return when everything in the directory is durable. Raises: StoreError."""
+        try:
+            await trio.to_thread.run_sync(self._sync)
+        except OSError as exc:
+            raise StoreError(
+                f"{self.kept_at}: the checkpoint is not durable: {exc.strerror}",
+                os_errno=exc.errno,
+            ) from exc
+
+    def _sync(self) -> None:
+        if not self.streamed:
+            for path in self.path.iterdir():
+                fd = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+async def dump(
+    options: DumpOptions,
+    *,
+    directory: Path,
+    name: str | None,
+    settings: MountSettings | None,
+    criu_binary: str | None,
+    report: Report,
+) -> Path:
+    """Dump a process tree into *directory*/*name*; returns that path, the checkpoint.
+
+    *settings* say how it is streamed (their store is not used); None: plain CRIU images. When
+    this returns the checkpoint is durable; unless the tasks were left running, it was so before
+    they died. When it raises they run on, and nothing of the dump is left.
+    Raises: UsageError, StoreError, CriuError, MachineError.
+    """
+    check_machine()
+    tree.check_can_dump(options.pid)
+    criu = find_criu(criu_binary)
+    name = name or f"dump-process-{_process_name(options.pid)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not name or "/" in name or name in (".", "..") or name.startswith(".cedanafs"):
+        raise UsageError(f"--name {name!r}: a checkpoint's name is one path component")
+    with _work_dir("cedanafs-dump-") as work_dir:
+        async with _images_of_dump(directory, name, settings, options.pid) as images:
+            await _dump_into(images, options, work_dir, criu, report)
+    return images.kept_at
+
+
+async def _dump_into(
+    images: Images, options: DumpOptions, work_dir: Path, criu: str, report: Report
+) -> None:
+    leaves_running = options.leaves_running()
+    # Frozen tasks wait for the commit before they may die; left running they go on meanwhile.
+    hooks = {} if leaves_running else {"post-dump": images.commit}
+    what = f"dumping process {options.pid} into {images.kept_at}"
+    try:
+        async with report.watch(what, images.done_bytes, _memory_of(options.pid)):
+            await driver.dump(
+                options,
+                images_dir=images.path,
+                work_dir=work_dir,
+                criu_binary=criu,
+                on_notify=hooks,
+            )
+        if leaves_running:
+            await images.commit()
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_discard, images)
+        raise
+    with suppress(CedanaFsError, OSError):
+        figures = stats.parse_stats(work_dir / stats.STATS_DUMP)
+        report.say(
+            f"frozen for {figures.frozen_time_us / 1e6:.2f} s, "
+            f"{human(figures.pages_written * os.sysconf('SC_PAGE_SIZE'))} of memory"
+        )
+    try:
+        await trio.to_thread.run_sync(_keep_logs, work_dir, images.path)
+        await images.commit()
+    except (OSError, StoreError) as exc:
+        report.say(f"warning: the checkpoint is safe, CRIU's log and statistics are not: {exc}")
+    report.say(f"committed: {images.kept_at}")
+
+
+@asynccontextmanager
+async def _images_of_dump(
+    directory: Path, name: str, settings: MountSettings | None, pid: int
+) -> AsyncIterator[Images]:
+    """The directory to dump into: in a mount that is there, in one of our own, or plain."""
+    if not directory.is_dir():
+        raise UsageError(f"--dir {directory} is not a directory")
+    mount = mount_holding(directory)
+    if mount is None and settings is not None and (of_store := mount_of_store(directory)):
+        mount, directory = of_store, of_store.mountpoint
+    path = directory / name
+    if mount is not None:
+        if settings is None:
+            raise UsageError(f"--stream 0: {directory} is in a mount, which streams")
+        server = mount.server_pid()
+        if server in (pid, *tree.descendants(pid)):
+            raise UsageError(f"refuse to dump process {pid}: it runs the mount's own server")
+        await trio.to_thread.run_sync(_make_empty, path)
+        yield Images(path, path, streamed=True, done_bytes=lambda: 0)
+    elif settings is None:
+        if path.exists() and any(path.iterdir()):
+            raise UsageError(f"{path} is not empty: choose another --name")
+        path.mkdir(mode=0o700, exist_ok=True)
+        yield Images(path, path, streamed=False, done_bytes=lambda: _bytes_in(path))
+    else:
+        async with _own_mount(path, settings) as images:
+            yield images
+
+
+@asynccontextmanager
+async def _own_mount(path: Path, settings: MountSettings) -> AsyncIterator[Images]:
+    """The checkpoint directory *path* mounted for this dump alone."""
+    made = not path.exists()
+    if not made and any(not is_shard_name(entry.name) for entry in path.iterdir()):
+        raise UsageError(f"{path} holds other files: choose another --name")
+    path.mkdir(mode=0o700, exist_ok=True)
+    mountpoint = _new_mountpoint()
+    # Nothing is committed but by us: until the dump is whole, an earlier one stays what it was.
+    own = replace(settings, store=path.resolve(), quiet_s=None)
+    try:
+        async with mounted(own, mountpoint) as filesystem:
+            await trio.to_thread.run_sync(_make_empty, mountpoint)
+            yield Images(
+                mountpoint,
+                path,
+                streamed=True,
+                done_bytes=lambda: filesystem.statistics().written_bytes,
+            )
+    finally:
+        with suppress(OSError):
+            mountpoint.rmdir()
+        if made:
+            _remove_if_uncommitted(path)
+
+
+async def restore(
+    options: RestoreOptions,
+    *,
+    path: Path,
+    stream: int | None,
+    criu_binary: str | None,
+    memory_limit: int,
+    report: Report,
+) -> int:
+    """Restore the checkpoint or plain image directory at *path*; returns the root task's pid.
+
+    *stream* is checked against the number of shards there. Raises: UsageError, CheckpointError,
+    StoreError, CriuError, MachineError.
+    """
+    check_machine()
+    criu = find_criu(criu_binary)
+    with _work_dir("cedanafs-restore-") as work_dir:
+        async with (
+            _images_of_restore(path, stream, memory_limit) as (images, damage),
+            report.watch(f"restoring {path}", images.done_bytes, None),
+        ):
+            try:
+                result = await driver.restore(
+                    options,
+                    images_dir=images.path,
+                    work_dir=work_dir,
+                    criu_binary=criu,
+                    on_notify={},
+                )
+            except CedanaFsError as exc:
+                if (found := damage()) is not None:
+                    raise found from exc
+                raise
+    report.say(f"restored process {result.pid}")
+    return result.pid
+
+
+Damage = Callable[[], CedanaFsError | None]
+
+
+@asynccontextmanager
+async def _images_of_restore(
+    path: Path, stream: int | None, memory_limit: int
+) -> AsyncIterator[tuple[Images, Damage]]:
+    mount = mount_holding(path)
+    store_path = mount.store_path(path.absolute()) if mount else path
+    if not path.is_dir():
+        raise CheckpointMissing(f"{path}: no such directory")
+    shards = len(shard_paths(store_path))
+    if stream is not None and stream != shards:
+        has = f"has {shards} shards" if shards else "holds plain images, no shards"
+        raise UsageError(f"--stream {stream}: {path} {has}")
+    if shards and mount is None:
+        opened = await trio.to_thread.run_sync(open_checkpoint, path)
+        opened.close()
+        require_complete(opened)
+        settings = MountSettings(
+            store=path.resolve(), read_only=True, memory_limit=memory_limit, shards=shards
+        )
+        mountpoint = _new_mountpoint()
+        try:
+            async with mounted(settings, mountpoint) as filesystem:
+                yield (
+                    Images(mountpoint, path, True, lambda: filesystem.statistics().read_bytes),
+                    lambda: filesystem.checkpoints.damage,
+                )
+        finally:
+            with suppress(OSError):
+                mountpoint.rmdir()
+    elif await trio.to_thread.run_sync((path / INVENTORY).exists):
+        yield Images(path, path, streamed=mount is not None, done_bytes=lambda: 0), lambda: None
+    else:
+        raise CheckpointMissing(f"{path}: no checkpoint here: no img-0 and no {INVENTORY}")
+
+
+@contextmanager
+def _work_dir(prefix: str) -> Iterator[Path]:
+    """A local directory for CRIU's log; it stays where CRIU failed, whose error names it."""
+    work_dir = Path(tempfile.mkdtemp(prefix=prefix))
+    keep = False
+    try:
+        yield work_dir
+    except BaseException as exc:
+        error = the_error(exc)
+        keep = isinstance(error, CriuError)
+        if isinstance(error, CedanaFsError):
+            raise error from error.__cause__
+        raise
+    finally:
+        if not keep:
+            shutil.rmtree(work_dir, ignore_errors=True)
+
+
+# Blocking helpers: they run on threads where the path may be in a mount that we serve.
+
+
+def _new_mountpoint() -> Path:
+    base = _RUNTIME_DIR if os.access(_RUNTIME_DIR, os.W_OK) else None
+    return Path(tempfile.mkdtemp(prefix="cedanafs-", dir=base))
+
+
+def _make_empty(path: Path) -> None:
+    """Make the directory, or take an earlier dump's images out of it, but for its inventory.
+
+    CRIU replaces the inventory last; until then the earlier dump stays the committed one.
+    """
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        for entry in path.iterdir():
+            if entry.name != INVENTORY:
+                entry.unlink()
+    except OSError as exc:
+        raise StoreError(f"cannot write into {path}: {exc.strerror}", os_errno=exc.errno) from exc
+
+
+def _discard(images: Images) -> None:
+    """Leave nothing of a dump that failed."""
+    with suppress(OSError):
+        if not images.streamed:
+            shutil.rmtree(images.path)
+            return
+        os.setxattr(images.path, DISCARD_XATTR, b"")
+        with suppress(OSError):  # an earlier checkpoint, or the root of our own mount, stays
+            images.path.rmdir()
+
+
+def _remove_if_uncommitted(path: Path) -> None:
+    with suppress(OSError, CedanaFsError):
+        opened = open_checkpoint(path) if shard_paths(path) else None
+        if opened is not None:
+            opened.close()
+        if opened is None or opened.commit == 0:
+            for shard in shard_paths(path):
+                shard.unlink()
+            path.rmdir()
+
+
+def _keep_logs(work_dir: Path, target: Path) -> None:
+    for name in (driver.DUMP_LOG, stats.STATS_DUMP):
+        if (work_dir / name).exists():
+            shutil.copyfile(work_dir / name, target / name)
+
+
+def _bytes_in(path: Path) -> int:
+    with suppress(OSError):
+        return sum(entry.stat().st_size for entry in path.iterdir())
+    return 0
+
+
+def _process_name(pid: int) -> str:
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        name = str(pid)
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+def _memory_of(pid: int) -> int | None:
+    """Resident bytes of the tree: about what the dump will write."""
+    total = 0
+    for each in (pid, *tree.descendants(pid)):
+        with suppress(OSError, ValueError, IndexError):
+            total += int(Path(f"/proc/{each}/statm").read_text().split()[1])
+    return total * os.sysconf("SC_PAGE_SIZE") or None

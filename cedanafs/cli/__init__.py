@@ -1,0 +1,57 @@
+"""The command line: arguments → settings → one call → exit code. No policy, no file opened."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from cedanafs import __version__, errors, log
+from cedanafs.cli import look, mounts, process
+from cedanafs.cli.common import exit_code
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="cedanafs")
+@click.option("-v", "--verbose", count=True, help="Say more (-vv: every request).")
+def cedanafs(verbose: int) -> None:
+    """Checkpoints of running processes, compressed over N shards, through a mount."""
+    log.to_stderr(verbose)
+
+
+cedanafs.add_command(mounts.mount)
+cedanafs.add_command(mounts.umount)
+cedanafs.add_command(mounts.commit)
+cedanafs.add_command(process.dump)
+cedanafs.add_command(process.restore)
+cedanafs.add_command(look.list_)
+cedanafs.add_command(look.inspect)
+cedanafs.add_command(look.verify)
+cedanafs.add_command(look.extract)
+
+
+def main() -> None:
+    """Run a command. Whatever goes wrong is one line on stderr and an exit code of the table."""
+    try:
+        cedanafs(standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        sys.exit(exc.exit_code)
+    except click.Abort:
+        click.echo("cedanafs: interrupted", err=True)
+        sys.exit(1)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except BaseException as exc:
+        error = errors.the_error(exc)
+        if isinstance(error, SystemExit):
+            raise error from None
+        if not isinstance(error, errors.CedanaFsError | OSError | KeyboardInterrupt):
+            log.unexpected(error)
+        text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+        click.echo(f"cedanafs: {text or type(error).__name__}", err=True)
+        sys.exit(exit_code(error))

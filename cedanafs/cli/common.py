@@ -1,0 +1,96 @@
+"""What the commands share: options, exit codes, running something that can be interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+import trio
+
+from cedanafs import errors
+from cedanafs.config import DEFAULT_COMPRESSION, Defaults, load_defaults, size_of
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_CODES: Final[Mapping[type[errors.CedanaFsError], int]] = {
+    errors.UsageError: 2,
+    errors.CheckpointError: 3,
+    errors.StoreError: 4,
+    errors.CriuError: 5,
+    errors.MachineError: 6,
+}
+"""0 done, 1 failed otherwise; see docs/cli.md."""
+
+PathArgument: Final = click.Path(path_type=Path)
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code for what went wrong; a subclass has its parent's."""
+    for kind in type(error).__mro__:
+        if kind in EXIT_CODES:
+            return EXIT_CODES[kind]
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+class _Size(click.ParamType[int]):
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        try:
+            return value if isinstance(value, int) else size_of(str(value))
+        except errors.UsageError as exc:
+            self.fail(str(exc), param, ctx)
+
+
+def stream_options(command: F) -> F:
+    """--stream, --compression, --memory-limit; None where not given."""
+    for option in (
+        click.option("--memory-limit", type=_Size(), help="Memory for data [256M]."),
+        click.option(
+            "-c", "--compression", metavar="CODEC[:LEVEL]",
+            help=f"none, tar, lz4, zstd, gzip, zlib [{DEFAULT_COMPRESSION}].",
+        ),
+        click.option(
+            "-n", "--stream", "--streams", type=click.IntRange(0), metavar="N",
+            help="Number of shards img-0 … img-(N-1) [4].",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def given(**values: object) -> Defaults:
+    """The defaults of files and environment, under the flags that were given."""
+    flags: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    return dataclasses.replace(load_defaults(), **flags)
+
+
+def run(work: Callable[[], Awaitable[T]]) -> T:
+    """Run *work* in a trio loop of its own; SIGTERM and SIGHUP end it as Ctrl-C does."""
+
+    async def interruptible() -> T:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_interrupt_at_signal)
+            result = await work()
+            nursery.cancel_scope.cancel()
+        return result
+
+    return trio.run(interruptible)
+
+
+async def _interrupt_at_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+        async for _ in signals:
+            raise KeyboardInterrupt
+
+
+def echo_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2))

@@ -1,0 +1,159 @@
+"""mount, umount, commit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+import trio
+
+from cedanafs import errors, log
+from cedanafs.cli.common import (
+    EXIT_CODES,
+    PathArgument,
+    exit_code,
+    given,
+    stream_options,
+)
+from cedanafs.config import MountSettings
+from cedanafs.fs.mount import check_before_mounting, mounted, until_stopped
+from cedanafs.fs.mounts import mount_holding, unmount
+from cedanafs.shard.codec import codec_of
+
+DEFAULT_LOG: Final = Path("/var/log/cedanafs.log")
+
+
+@click.command()
+@click.argument("store", type=PathArgument)
+@click.argument("mountpoint", type=PathArgument)
+@stream_options
+@click.option("--read-only", "-r", is_flag=True, help="Only read; another mount may write.")
+@click.option("--allow-other", is_flag=True, help="Let other users in, by the files' modes.")
+@click.option("--foreground", "-f", is_flag=True, help="Serve in this process until stopped.")
+@click.option("--log-file", type=PathArgument, help=f"Where the server logs [{DEFAULT_LOG}].")
+@click.option("--ready-fd", type=int, hidden=True)
+@click.pass_context
+def mount(
+    ctx: click.Context,
+    store: Path,
+    mountpoint: Path,
+    stream: int | None,
+    compression: str | None,
+    memory_limit: int | None,
+    read_only: bool,
+    allow_other: bool,
+    foreground: bool,
+    log_file: Path | None,
+    ready_fd: int | None,
+) -> None:
+    """Mount STORE at MOUNTPOINT: image directories there are checkpoints here.
+
+    Returns when the mount answers; its server runs on in the background.
+    """
+    defaults = given(stream=stream, compression=compression, memory_limit=memory_limit)
+    settings = MountSettings(
+        store=store.resolve(),
+        shards=defaults.stream,
+        codec=codec_of(defaults.compression),
+        memory_limit=defaults.memory_limit,
+        read_only=read_only,
+        allow_other=allow_other,
+    )
+    mountpoint = mountpoint.absolute()
+    verbose = ctx.parent.params["verbose"] if ctx.parent else 0
+    if foreground:
+        if log_file is not None:
+            log.to_file(log_file, verbose)
+        _serve(settings, mountpoint, ready_fd)
+    else:
+        check_before_mounting(settings, mountpoint)
+        _serve_in_background(settings, mountpoint, log_file or DEFAULT_LOG, verbose)
+
+
+def _serve(settings: MountSettings, mountpoint: Path, ready_fd: int | None) -> None:
+    async def serve() -> None:
+        async with mounted(settings, mountpoint):
+            if ready_fd is not None:
+                os.write(ready_fd, b"ready")
+                os.close(ready_fd)
+            await until_stopped()
+
+    try:
+        trio.run(serve)
+    except BaseException as exc:
+        error = errors.the_error(exc)
+        if ready_fd is not None:
+            try:
+                os.write(ready_fd, f"{exit_code(error)} {error}".encode())
+            except OSError:  # it was ready: whoever waited is gone
+                log.failed(error)
+        raise
+
+
+def _serve_in_background(
+    settings: MountSettings, mountpoint: Path, log_file: Path, verbose: int
+) -> None:
+    read_end, write_end = os.pipe()
+    command = [
+        sys.executable, "-m", "cedanafs", *["-v"] * verbose, "mount", "--foreground",
+        f"--ready-fd={write_end}", f"--log-file={log_file}",
+        f"--stream={settings.shards}", f"--compression={settings.codec}",
+        f"--memory-limit={settings.memory_limit}",
+        *(["--read-only"] if settings.read_only else []),
+        *(["--allow-other"] if settings.allow_other else []),
+        "--", os.fspath(settings.store), os.fspath(mountpoint),
+    ]  # fmt: skip
+    with open(os.devnull, "r+b") as null:
+        server = subprocess.Popen(
+            command,
+            cwd="/",
+            stdin=null,
+            stdout=null,
+            stderr=null,
+            pass_fds=[write_end],
+            start_new_session=True,
+        )
+    os.close(write_end)
+    with open(read_end, "rb") as answer:
+        text = answer.read().decode(errors="replace")
+    if text != "ready":
+        server.wait()
+        code, _, reason = text.partition(" ")
+        kind = next((k for k, c in EXIT_CODES.items() if str(c) == code), errors.CedanaFsError)
+        raise kind(reason or f"the server died; its log is {log_file}")
+
+
+@click.command()
+@click.argument("mountpoint", type=PathArgument)
+def umount(mountpoint: Path) -> None:
+    """Commit what was written, unmount, and wait until the server has ended.
+
+    Fails when anything is not durable; the mount then stays.
+    """
+    unmount(mountpoint)
+
+
+@click.command()
+@click.argument("directory", type=PathArgument)
+def commit(directory: Path) -> None:
+    """Make durable what was written into DIRECTORY of a mount; the same as `sync DIRECTORY`."""
+    if mount_holding(directory) is None:
+        raise errors.UsageError(f"{directory} is not in a mount of cedanafs")
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except NotADirectoryError:
+        raise errors.UsageError(f"{directory} is not a directory") from None
+    except FileNotFoundError:
+        raise errors.UsageError(f"{directory} does not exist") from None
+    except OSError as exc:
+        raise errors.StoreError(
+            f"{directory} is not durable: {exc.strerror}; the server's log says why"
+        ) from exc

@@ -1,0 +1,179 @@
+"""dump process, restore process."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cedanafs import checkpoint
+from cedanafs.cli.common import PathArgument, given, run, stream_options
+from cedanafs.config import MountSettings
+from cedanafs.criu.driver import wait_attached
+from cedanafs.criu.options import DumpOptions, RestoreOptions
+from cedanafs.errors import StoreError, UsageError
+from cedanafs.progress import TerminalReport
+from cedanafs.shard.codec import codec_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group()
+def dump() -> None:
+    """Checkpoint something that runs."""
+
+
+@click.group()
+def restore() -> None:
+    """Bring back what was checkpointed."""
+
+
+def _criu_options(command: F) -> F:
+    """CRIU's options that dump and restore share."""
+    for option in (
+        click.option("--criu-binary", help="The criu to run [beside us, then PATH]."),
+        click.option("--criu-opts", metavar="JSON", help="More of CRIU's options, over the flags."),
+        click.option("--external", multiple=True, metavar="RES", help="A resource from outside."),
+        click.option("--link-remap", is_flag=True, help="Restore unlinked files by hard links."),
+        click.option("--file-locks", is_flag=True, help="Dump and restore file locks."),
+        click.option("--tcp-close", is_flag=True, help="Close TCP connections."),
+        click.option("--tcp-established", is_flag=True, help="Keep TCP connections."),
+        click.option("--shell-job", is_flag=True, help="It has a shell's terminal."),
+    ):
+        command = option(command)
+    return command
+
+
+@dump.command("process")
+@click.argument("pid", type=int)
+@click.option("--dir", "directory", type=PathArgument, help="A store, or a directory in a mount.")
+@click.option("--name", help="Of the checkpoint [dump-process-NAME-TIME].")
+@stream_options
+@click.option("--leave-running/--kill", default=None, help="Let it run on after the dump.")
+@click.option("--skip-in-flight", is_flag=True, help="Leave out TCP connections being opened.")
+@_criu_options
+def dump_process(
+    pid: int,
+    directory: Path | None,
+    name: str | None,
+    stream: int | None,
+    compression: str | None,
+    memory_limit: int | None,
+    leave_running: bool | None,
+    criu_opts: str | None,
+    criu_binary: str | None,
+    **flags: Any,
+) -> None:
+    """Checkpoint the process PID and its children.
+
+    It is killed only when the checkpoint is durable. The checkpoint's path is the last line of
+    stdout. --stream 0 makes plain CRIU images.
+    """
+    defaults = given(
+        dir=directory,
+        stream=stream,
+        compression=compression,
+        memory_limit=memory_limit,
+        leave_running=leave_running,
+        criu_binary=criu_binary,
+    )
+    if directory is None:
+        _make_default_directory(defaults.dir)
+    settings = None
+    if defaults.stream:
+        settings = MountSettings(
+            store=defaults.dir,
+            shards=defaults.stream,
+            codec=codec_of(defaults.compression),
+            memory_limit=defaults.memory_limit,
+        )
+    options = DumpOptions(
+        pid=pid,
+        leave_running=defaults.leave_running,
+        criu_opts=_json_object(criu_opts),
+        **flags,
+    )
+    path = run(
+        lambda: checkpoint.dump(
+            options,
+            directory=defaults.dir,
+            name=name,
+            settings=settings,
+            criu_binary=defaults.criu_binary,
+            report=TerminalReport(),
+        )
+    )
+    click.echo(path)
+
+
+@restore.command("process")
+@click.option("--path", type=PathArgument, required=True, help="Of the checkpoint.")
+@click.option(
+    "-n", "--stream", "--streams", type=click.IntRange(0), metavar="N",
+    help="Fail unless it has N shards.",
+)  # fmt: skip
+@click.option("--attach", is_flag=True, help="Wait for it, and end with its exit status.")
+@click.option("--leave-stopped", is_flag=True, help="Leave it stopped (SIGCONT starts it).")
+@click.option("--pid-file", type=PathArgument, help="Write the restored pid here.")
+@_criu_options
+def restore_process(
+    path: Path,
+    stream: int | None,
+    attach: bool,
+    pid_file: Path | None,
+    criu_opts: str | None,
+    criu_binary: str | None,
+    **flags: Any,
+) -> None:
+    """Bring the process in a checkpoint, or in a plain image directory, back.
+
+    The restored pid is the last line of stdout.
+    """
+    defaults = given(criu_binary=criu_binary)
+    options = RestoreOptions(attach=attach, criu_opts=_json_object(criu_opts), **flags)
+    pid = run(
+        lambda: checkpoint.restore(
+            options,
+            path=path,
+            stream=stream or None,
+            criu_binary=defaults.criu_binary,
+            memory_limit=defaults.memory_limit,
+            report=TerminalReport(),
+        )
+    )
+    if pid_file is not None:
+        _write_pid(pid_file, pid)
+    click.echo(pid)
+    if attach:
+        sys.stdout.flush()
+        sys.exit(run(lambda: wait_attached(pid)))
+
+
+def _json_object(text: str | None) -> Mapping[str, object]:
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as exc:
+        raise UsageError(f"--criu-opts is not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise UsageError('--criu-opts is not a JSON object: write {"tcp-close": true}')
+    return value
+
+
+def _make_default_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StoreError(f"cannot make {directory}: {exc.strerror}") from exc
+
+
+def _write_pid(pid_file: Path, pid: int) -> None:
+    try:
+        pid_file.write_text(f"{pid}\n")
+    except OSError as exc:
+        raise StoreError(
+            f"process {pid} is restored, but {pid_file} cannot be written: {exc.strerror}"
+        ) from exc

@@ -1,0 +1,137 @@
+"""The cedanafs mounts of this machine, as the kernel shows them, and how to end one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cedanafs.errors import StoreError, UsageError
+
+FILESYSTEM_TYPE: Final = "fuse.cedanafs"
+
+SEAL_XATTR: Final = "user.cedanafs.seal"
+"""Setting it on a mount's root commits and seals everything that was written."""
+
+DISCARD_XATTR: Final = "user.cedanafs.discard"
+"""Setting it on a directory takes its checkpoint back to its last commit."""
+
+SERVER_END_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mounted store."""
+
+    mountpoint: Path
+    store: Path
+    read_only: bool
+
+    def store_path(self, path: Path) -> Path:
+        """Where in the store *path*, which lies in the mount, is kept."""
+        return self.store / path.relative_to(self.mountpoint)
+
+    def server_pid(self) -> int | None:
+        """The process that serves this mount for writing: who holds the store's lock."""
+        with contextlib.suppress(OSError):
+            wanted = self.store.stat()
+            device = f"{os.major(wanted.st_dev):02x}:{os.minor(wanted.st_dev):02x}"
+            for line in Path("/proc/locks").read_text().splitlines():
+                fields = line.split()
+                if fields[1] == "FLOCK" and fields[5] == f"{device}:{wanted.st_ino}":
+                    return int(fields[4])
+        return None
+
+
+def mounts() -> Iterator[Mount]:
+    """Every cedanafs mount that this process sees, the newest last."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        place, _, kind = line.partition(" - ")
+        filesystem_type, source, *_ = kind.split(" ")
+        if filesystem_type == FILESYSTEM_TYPE:
+            fields = place.split(" ")
+            options = fields[5].split(",")
+            yield Mount(Path(_unescaped(fields[4])), Path(_unescaped(source)), "ro" in options)
+
+
+def mount_holding(path: Path) -> Mount | None:
+    """The mount in which *path* lies, if it lies in one."""
+    path = path.absolute()
+    held = [m for m in mounts() if m.mountpoint == path or m.mountpoint in path.parents]
+    return max(held, key=lambda m: len(m.mountpoint.parts), default=None)
+
+
+def mount_of_store(store: Path) -> Mount | None:
+    """A mount of *store* for writing, if there is one."""
+    store = store.resolve()
+    return next((m for m in mounts() if m.store == store and not m.read_only), None)
+
+
+def unmount(mountpoint: Path) -> None:
+    """Commit and seal, unmount, wait for the server to end. Blocks.
+
+    A mount whose server is dead is only taken away. Raises: UsageError when there is no mount
+    or it is busy, StoreError when something is not durable (it then stays mounted).
+    """
+    mountpoint = mountpoint.absolute()
+    mount = next((m for m in mounts() if m.mountpoint == mountpoint), None)
+    if mount is None:
+        raise UsageError(f"{mountpoint} is no mount of cedanafs")
+    _seal(mount)
+    done = subprocess.run(
+        ["umount", "--", os.fspath(mountpoint)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        busy = "busy" in done.stderr
+        advice = ": close what is open in it (fuser -vm shows who)" if busy else ""
+        raise UsageError(f"cannot unmount {mountpoint}: {done.stderr.strip()}{advice}")
+    if not mount.read_only:
+        _wait_for_server(mount)
+
+
+def _seal(mount: Mount) -> None:
+    if mount.read_only:
+        return
+    try:
+        os.setxattr(mount.mountpoint, SEAL_XATTR, b"")
+    except OSError as exc:
+        if exc.errno == errno.ENOTCONN:  # nobody is there to lose anything any more
+            return
+        raise StoreError(
+            f"{mount.mountpoint} stays mounted, as something is not durable in {mount.store}: "
+            f"{exc.strerror}; mend the store, or `umount` it and lose what was not committed",
+            os_errno=exc.errno,
+        ) from exc
+
+
+def _wait_for_server(mount: Mount) -> None:
+    """The server holds the store's lock until it has ended its work."""
+    fd = os.open(mount.store, os.O_RDONLY | os.O_DIRECTORY)
+    deadline = time.monotonic() + SERVER_END_S
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StoreError(
+                        f"unmounted, but the server of {mount.store} has not ended after "
+                        f"{SERVER_END_S:.0f} s: is the store hanging?"
+                    ) from None
+                time.sleep(0.02)
+    finally:
+        os.close(fd)
+
+
+def _unescaped(text: str) -> str:
+    """mountinfo writes blanks and the like as octal."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

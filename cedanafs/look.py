@@ -1,0 +1,135 @@
+"""What is in a store, and what is in a checkpoint: values for people and for --json."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cedanafs.errors import CedanaFsError, StoreError
+from cedanafs.shard.audit import is_complete
+from cedanafs.shard.opening import Opened, open_checkpoint
+from cedanafs.shard.store import is_shard_name
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSummary:
+    name: str
+    bytes: int
+    mode: str
+    mtime_ns: int
+    symlink_to: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSummary:
+    name: str
+    stored_bytes: int
+    frames: int
+    image_bytes: int
+    torn_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSummary:
+    """A checkpoint at a glance. `state` is complete, incomplete or damaged; `problem` says why.
+
+    `raw_bytes` counts the images as CRIU sees them, `stored_bytes` the shards up to the last
+    commit; times are nanoseconds since 1970.
+    """
+
+    path: str
+    state: str
+    problem: str | None = None
+    shards: int = 0
+    codec: str = ""
+    commit: int = 0
+    sealed: bool = False
+    checkpoint: str | None = None
+    created_ns: int = 0
+    committed_ns: int = 0
+    tool: str = ""
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    torn_bytes: int = 0
+    images: tuple[ImageSummary, ...] = ()
+    shard_files: tuple[ShardSummary, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        return self.raw_bytes / self.stored_bytes if self.stored_bytes else 0.0
+
+
+def list_store(store: Path) -> Iterator[CheckpointSummary]:
+    """Every checkpoint in *store* and below, by path; damaged ones too, with what is wrong.
+
+    Raises: StoreError when a directory cannot be read.
+    """
+    if not store.is_dir():
+        raise StoreError(f"store {store} is not a directory")
+    for directory, subdirectories, files in os.walk(store, onerror=_raise):
+        subdirectories.sort()
+        if any(is_shard_name(name) for name in files):
+            yield _or_problem(Path(directory))
+
+
+def inspect(directory: Path) -> CheckpointSummary:
+    """What is in the checkpoint in *directory*. Raises: CheckpointError, StoreError."""
+    opened = open_checkpoint(directory)
+    try:
+        return _summary(opened)
+    finally:
+        opened.close()
+
+
+def _or_problem(directory: Path) -> CheckpointSummary:
+    try:
+        return inspect(directory)
+    except CedanaFsError as exc:
+        return CheckpointSummary(path=str(directory), state="damaged", problem=str(exc))
+
+
+def _summary(opened: Opened) -> CheckpointSummary:
+    complete = is_complete(opened)
+    problem = None
+    if opened.commit == 0:
+        problem = "no commit ever completed"
+    elif not complete:
+        problem = "no inventory.img: the dump did not finish"
+    images = tuple(
+        ImageSummary(image.name, image.size, f"{image.mode:04o}", image.mtime_ns, image.symlink_to)
+        for image in sorted(opened.contents.images.values(), key=lambda image: image.name)
+    )
+    shards = tuple(
+        ShardSummary(
+            name=file.name,
+            stored_bytes=opened.commit_ends[k],
+            frames=len(opened.frames[k]),
+            image_bytes=sum(frame.raw_len for frame in opened.frames[k]),
+            torn_bytes=opened.lengths[k] - opened.commit_ends[k],
+        )
+        for k, file in enumerate(opened.files)
+    )
+    return CheckpointSummary(
+        path=str(opened.directory),
+        state="complete" if complete else "incomplete",
+        problem=problem,
+        shards=len(opened.files),
+        codec=str(opened.codec),
+        commit=opened.commit,
+        sealed=opened.sealed,
+        checkpoint=str(opened.checkpoint) if opened.checkpoint else None,
+        created_ns=opened.created_ns,
+        committed_ns=opened.committed_ns,
+        tool=opened.tool,
+        raw_bytes=sum(image.bytes for image in images),
+        stored_bytes=sum(opened.commit_ends),
+        torn_bytes=opened.torn_bytes,
+        images=images,
+        shard_files=shards,
+    )
+
+
+def _raise(error: OSError) -> None:
+    raise StoreError(f"cannot list {error.filename}: {error.strerror}", os_errno=error.errno)
