@@ -162,7 +162,7 @@ class Log:
             self._unlinked += 1
             self._record(image.name, rename_to=hidden_name(self._unlinked))
             return
-        self._forget_run(image)
+        self._drop_run(image)
         self._touched.pop(image, None)
         self._record(image.name, unlink=True)
 
@@ -246,6 +246,11 @@ class Log:
 
     def close(self) -> None:
         """Wait for the lanes to be done with the shards, and close them."""
+        for image in list(self._runs):
+            self._drop_run(image)
+        if self._open is not None:
+            self._lanes.release(self._open.payload_len)
+            self._open = None
         self._on_each(lambda appender: appender.file.close(), even_if_failed=True)
 
     # Records, batches, dealing.
@@ -286,6 +291,12 @@ class Log:
             self._run_bytes -= image.pending.length
             image.pending = None
             del self._runs[image]
+
+    def _drop_run(self, image: Image) -> None:
+        """Forget what no record will ever hold, and give its memory back."""
+        if image.pending is not None:
+            self._lanes.release(image.pending.length)
+            self._forget_run(image)
 
     def _add(self, batch: _Batch, marker: Marker, payload: Sequence[bytes] = ()) -> None:
         at = batch.add(marker, payload)
