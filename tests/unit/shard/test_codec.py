@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 import subprocess
@@ -75,10 +76,8 @@ def test_a_damaged_frame_raises_nothing_but_corrupt_shard(name: str, data: st.Da
     stored = bytearray(codec.compress(MIXED[39_000:41_000]))
     at = data.draw(st.integers(0, len(stored) - 1))
     stored[at] ^= data.draw(st.integers(1, 255))
-    try:
+    with contextlib.suppress(CorruptShard):
         assert len(codec.decompress(bytes(stored), 2000)) == 2000
-    except CorruptShard:
-        pass
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])

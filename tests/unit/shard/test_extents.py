@@ -1,0 +1,84 @@
+"""Extents against a bytearray."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cedanafs.shard.extents import ExtentMap, Frame
+
+SIZE = 40
+FRAMES = [(Frame(0), bytes(range(1, 101))), (Frame(1), bytes(range(101, 201)))]
+CONTENT = dict(FRAMES)
+
+changes = st.one_of(
+    st.tuples(
+        st.just("put"),
+        st.integers(0, SIZE),
+        st.sampled_from([frame for frame, _ in FRAMES]),
+        st.integers(0, 60),
+        st.integers(0, SIZE),
+    ),
+    st.tuples(st.just("truncate"), st.integers(0, SIZE)),
+)
+
+
+def read(extents: ExtentMap, offset: int, length: int) -> bytes:
+    out = b""
+    for piece in extents.slices(offset, length):
+        assert piece.length > 0
+        if piece.frame is None:
+            out += bytes(piece.length)
+        else:
+            out += CONTENT[piece.frame][piece.at : piece.at + piece.length]
+    return out
+
+
+@settings(max_examples=400)
+@given(st.lists(changes, max_size=20), st.integers(0, 2 * SIZE), st.integers(0, 3 * SIZE))
+def test_slices_are_what_was_put_last(some: list[tuple], offset: int, length: int) -> None:
+    extents, model = ExtentMap(), bytearray()
+    for change in some:
+        if change[0] == "put":
+            _, start, frame, at, count = change
+            extents.put(start, frame, at, count)
+            if count:
+                model.extend(bytes(max(start - len(model), 0)))
+                model[start : start + count] = CONTENT[frame][at : at + count]
+        else:
+            extents.truncate(change[1])
+            del model[change[1] :]
+        # What was cut off need not be kept as a hole: the file's size is not the map's.
+        assert extents.end <= len(model)
+        assert read(extents, 0, len(model)) == model
+        starts = [(start, start + piece.length) for start, piece in extents]
+        assert all(a < b for a, b in starts)
+        assert all(b <= c for (_, b), (c, _) in itertools.pairwise(starts))
+    padded = model + bytes(5 * SIZE)
+    assert read(extents, offset, length) == padded[offset : offset + length]
+
+
+@given(st.lists(changes, max_size=10), st.integers(0, SIZE))
+def test_what_follows_begins_at_the_extent_of_the_offset(some: list[tuple], offset: int) -> None:
+    extents = ExtentMap()
+    for change in some:
+        getattr(extents, change[0])(*change[1:])
+    following = list(extents.following(offset))
+    everything = [piece for _, piece in extents]
+    assert following == everything[len(everything) - len(following) :]
+    skipped = [start for start, _ in extents][: len(everything) - len(following)]
+    here = [start for start, _ in extents][len(skipped) :]
+    assert all(start <= offset for start in skipped)
+    assert all(start > offset for start in here[1:])
+
+
+def test_nothing_is_asked_of_an_empty_map() -> None:
+    extents = ExtentMap()
+    extents.truncate(0)
+    extents.put(5, Frame(0), 0, 0)
+    assert list(extents) == []
+    assert extents.end == 0
+    assert read(extents, 3, 4) == bytes(4)
+    assert list(extents.slices(3, 0)) == []
