@@ -309,13 +309,13 @@ def _make_empty(path: Path) -> None:
 
 def _discard(images: Images) -> None:
     """Leave nothing of a dump that failed."""
+    if not images.streamed:
+        shutil.rmtree(images.path, ignore_errors=True)
+        return
     with suppress(OSError):
-        if not images.streamed:
-            shutil.rmtree(images.path)
-            return
         os.setxattr(images.path, DISCARD_XATTR, b"")
-        with suppress(OSError):  # an earlier checkpoint, or the root of our own mount, stays
-            images.path.rmdir()
+    with suppress(OSError):  # an earlier checkpoint, or the root of our own mount, stays
+        images.path.rmdir()
 
 
 def _remove_if_uncommitted(path: Path) -> None:

@@ -279,8 +279,14 @@ class Filesystem:
         directory = self._directory(inode)
         if directory.open_files:
             raise OSError(errno.EBUSY, "files in it are open", directory.name)
+        self._refuse_if_read_only()
         directory.half_replaced = False
         await self.checkpoints.rest(directory)
+        if (await self.checkpoints.load(directory)).exists:
+            # Cuts off what came after that commit, the seal with it, so seal it again.
+            await self.checkpoints.writable(directory)
+            await self.checkpoints.commit(directory, seal=True)
+            await self.checkpoints.rest(directory)
 
     def statistics(self) -> Statistics:
         """Figures since the mount began."""
