@@ -28,7 +28,7 @@ from cedanafs.shard.format import (
     known_version,
     unchecked,
 )
-from cedanafs.shard.records import Marker, decode, encode
+from cedanafs.shard.records import Marker, decode, encode, parse
 
 KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 
@@ -172,7 +172,7 @@ class Index:
                 markers=blob[rows_end:],
                 features=features,
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise CorruptShard(f"index head does not make sense: {exc!r}") from exc
 
 
@@ -241,6 +241,10 @@ def commit_in(units: bytes, carrier: Carrier) -> tuple[Index, Footer]:
         raise CorruptShard("index damaged: its checksum does not match")
     rest = units[at + used :]
     footer = footer_in(rest, carrier)
+    if not carrier.codec.hides:
+        seqs = [marker.seq for marker, _ in parse(units, payloads=True)]
+        if seqs != list(range(seqs[0], seqs[0] + len(seqs))):
+            raise CorruptShard("a commit's records are out of order")
     expected = [carrier.hide(footer.encode(), _first_seq(rest, carrier))]
     if not carrier.codec.hides:
         expected.append(_image_end(footer.encode(), _first_seq(rest, carrier)))

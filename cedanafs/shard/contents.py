@@ -6,7 +6,6 @@ reader those of the index or of a scan. Source: docs/format.md#records.
 
 from __future__ import annotations
 
-import stat
 from typing import Final
 
 from cedanafs.errors import CorruptShard
@@ -145,7 +144,7 @@ class Contents:
         if marker.symlink_to is not None:
             image.symlink_to = marker.symlink_to
         if marker.mode is not None:
-            image.mode = stat.S_IMODE(marker.mode)
+            image.mode = marker.mode & 0o7777
         if marker.uid is not None:
             image.uid = marker.uid & 0xFFFFFFFF
         if marker.gid is not None:
