@@ -19,6 +19,11 @@ from cedanafs.errors import MachineError
 # After its response CRIU only frees memory and exits.
 EXIT_GRACE_S: Final = 10.0
 
+# A child started with vfork keeps Python's global lock until its exec. When this process serves a
+# mount and has a file of it open, closing the child's copy asks the server (FLUSH), which waits for
+# that lock: both hang for good (tried). With fork they do not. The switch is subprocess's own.
+subprocess._USE_VFORK = False  # type: ignore[misc]  # "final", but the docs say to set it
+
 
 @dataclass(slots=True)
 class Worker:
@@ -113,9 +118,6 @@ async def swrk(criu_binary: str, *, share_terminal: bool = False) -> AsyncIterat
     terminal does not hit it in the middle of its work, unless *share_terminal* (a shell job is
     restored into the session, the process group and the terminal of the CRIU that restores it).
 
-    Starting may use vfork, which holds Python's global lock until the child has closed our files:
-    the caller must hold no *file* of a mount that this very process serves (a directory is fine,
-    closing one asks the server nothing).
     Raises: MachineError when *criu_binary* cannot be started.
     """
     children_before = frozenset(tree.children(os.getpid()))

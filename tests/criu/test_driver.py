@@ -15,6 +15,7 @@ from workloads import Workload
 
 from cedanafs.criu import binary, driver
 from cedanafs.criu.options import DumpOptions, RestoreOptions
+from cedanafs.criu.protocol import SCRIPTS
 from cedanafs.criu.stats import STATS_DUMP, parse_stats
 from cedanafs.errors import CriuError, MachineError, UsageError
 
@@ -49,7 +50,7 @@ def recorder(stages: list[str]) -> dict[str, Hook]:
 
         return note
 
-    return {name: hook(name) for name in driver.SCRIPTS}
+    return {name: hook(name) for name in SCRIPTS}
 
 
 def test_dump_kills_and_restore_brings_back(rig: Rig, work: Workload) -> None:

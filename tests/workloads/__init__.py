@@ -32,6 +32,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -98,7 +99,10 @@ class Workload:
         """Wait until the counter has changed twice from what it is now."""
         for _ in range(2):
             seen = self.counter()
-            self._wait(lambda seen=seen: self.counter() != seen, "a tick", timeout_s)
+            self._wait(partial(self._counter_is_not, seen), "a tick", timeout_s)
+
+    def _counter_is_not(self, seen: int) -> bool:
+        return self.counter() != seen
 
     def pids(self, *, zombies: bool = False) -> list[int]:
         """The pids of all processes of its session, its own among them."""
