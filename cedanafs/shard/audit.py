@@ -161,14 +161,15 @@ def image_bytes(opened: Opened, image: Image) -> Iterator[bytes | memoryview]:
 def _extract_image(opened: Opened, image: Image, root: int, progress: Progress) -> None:
     if image.symlink_to is not None:
         os.symlink(image.symlink_to, image.name, dir_fd=root)
-        return
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(image.name, flags, 0o600, dir_fd=root)
-    with open(fd, "wb") as out:
-        for piece in image_bytes(opened, image):
-            out.write(piece)
-            progress(len(piece))
-        out.truncate(image.size)
-        os.fchmod(fd, image.mode)
-        os.fchown(fd, image.uid, image.gid)
+        os.chown(image.name, image.uid, image.gid, dir_fd=root, follow_symlinks=False)
+    else:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(image.name, flags, 0o600, dir_fd=root)
+        with open(fd, "wb") as out:
+            for piece in image_bytes(opened, image):
+                out.write(piece)
+                progress(len(piece))
+            out.truncate(image.size)
+            os.fchown(fd, image.uid, image.gid)
+            os.fchmod(fd, image.mode)  # after chown, which takes setuid bits away
     os.utime(image.name, ns=(image.mtime_ns, image.mtime_ns), dir_fd=root, follow_symlinks=False)
