@@ -30,7 +30,9 @@ RUNTIME_DIR: Final = Path("/run")
 MARK: Final = "TEST_HOST_MARK"
 
 # What a command says of its progress on stderr; anything else there is a complaint.
-_PROGRESS: Final = re.compile(r"(dumping|restoring|frozen for|committed:|restored process) ?")
+_PROGRESS: Final = re.compile(
+    r"(dumping|restoring|frozen for|committed:|restored process|\d+ images in)"
+)
 
 
 StartWorkload = Callable[..., Workload]
