@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable
 
 import trio
 
 from cedanafs.config import MountSettings
 from cedanafs.errors import CedanaFsError, StoreError
-from cedanafs.fs.namespace import Directory, File
+from cedanafs.fs.namespace import Directory, File, Namespace
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.contents import Image
 from cedanafs.shard.lanes import Lanes
@@ -26,8 +25,11 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """Loads, commits and puts to rest; one for a mount."""
 
-    def __init__(self, settings: MountSettings, lanes: Lanes, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, settings: MountSettings, names: Namespace, lanes: Lanes, nursery: trio.Nursery
+    ) -> None:
         self._settings = settings
+        self._names = names
         self._lanes = lanes
         self._nursery = nursery
         self.damage: CedanaFsError | None = None  # the first that a reader met
@@ -84,11 +86,11 @@ class Checkpoints:
         directory.last_change = trio.current_time()
         return log
 
-    async def reserve(self, directories: Iterable[Directory], length: int) -> None:
+    async def reserve(self, length: int) -> None:
         """Wait until *length* bytes may be taken: the back-pressure that a writer feels."""
         if self._lanes.try_reserve(length):
             return
-        for directory in directories:  # what waits to be packed would wait for ever
+        for directory in self._names.directories():  # what waits to be packed would wait for ever
             checkpoint = directory.checkpoint
             if checkpoint is not None and checkpoint.log is not None:
                 async with directory.busy:
@@ -149,10 +151,10 @@ class Checkpoints:
         finally:
             directory.quiet_watch = False
 
-    async def finish(self, directories: Iterable[Directory]) -> list[CedanaFsError]:
+    async def finish(self) -> list[CedanaFsError]:
         """Commit and seal everything that was written. Returns what failed, and goes on."""
         failures: list[CedanaFsError] = []
-        for directory in directories:
+        for directory in self._names.directories():
             try:
                 await self.commit(directory, seal=True)
             except CedanaFsError as exc:

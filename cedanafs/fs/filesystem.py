@@ -65,7 +65,7 @@ class Filesystem:
     ) -> None:
         self.settings = settings
         self.names = Namespace(settings.store)
-        self.checkpoints = Checkpoints(settings, lanes, nursery)
+        self.checkpoints = Checkpoints(settings, self.names, lanes, nursery)
         self._lanes = lanes
         self._reader = reader
 
@@ -222,7 +222,14 @@ class Filesystem:
             self._refuse_if_read_only()
             await self.checkpoints.writable(directory)
         image = await self.checkpoints.image(file)
-        handle = FileHandle(file, image, self.checkpoints, self._reader, self.names, writes=writes)
+        handle = FileHandle(
+            file,
+            image,
+            self.checkpoints,
+            self._reader,
+            writes=writes,
+            appends=writes and bool(flags & os.O_APPEND),
+        )
         if flags & os.O_TRUNC and image.length:
             await self._truncate(directory, image, 0)
         return handle
@@ -270,23 +277,31 @@ class Filesystem:
 
     async def seal(self) -> None:
         """Commit and seal everything, as before an unmount. Raises: the first failure."""
-        failures = await self.checkpoints.finish(self.names.directories())
+        failures = await self.checkpoints.finish()
         if failures:
             raise failures[0]
 
-    async def discard(self, inode: int) -> None:
-        """Take the directory's checkpoint back to its last commit. Nobody may have it open."""
+    async def discard(self, inode: int) -> set[str]:
+        """Take the directory's checkpoint back to its last commit. Nobody may have it open.
+
+        Returns the names of all images that were there before or are now.
+        """
         directory = self._directory(inode)
         if directory.open_files:
             raise OSError(errno.EBUSY, "files in it are open", directory.name)
-        self._refuse_if_read_only()
+        before = set(directory.checkpoint.contents.images) if directory.checkpoint else set()
         directory.half_replaced = False
         await self.checkpoints.rest(directory)
-        if (await self.checkpoints.load(directory)).exists:
-            # Cuts off what came after that commit, the seal with it, so seal it again.
-            await self.checkpoints.writable(directory)
-            await self.checkpoints.commit(directory, seal=True)
-            await self.checkpoints.rest(directory)
+        return before | set((await self.checkpoints.load(directory)).contents.images)
+
+    def appended_files(self, inode: int) -> list[int]:
+        """Files in and below the directory that are open to append: the kernel caches writes."""
+        return [
+            file.inode
+            for directory in self.names.below(self._directory(inode))
+            for file in directory.files.values()
+            if file.appenders
+        ]
 
     def statistics(self) -> Statistics:
         """Figures since the mount began."""
@@ -416,8 +431,7 @@ async def open_filesystem(settings: MountSettings) -> AsyncIterator[Filesystem]:
                 yield filesystem
             finally:
                 with trio.CancelScope(shield=True):
-                    directories = filesystem.names.directories()
-                    failures = await filesystem.checkpoints.finish(directories)
+                    failures = await filesystem.checkpoints.finish()
                 nursery.cancel_scope.cancel()
         if failures:
             raise failures[0]

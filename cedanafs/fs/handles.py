@@ -10,7 +10,7 @@ import trio
 
 from cedanafs.errors import CorruptShard
 from cedanafs.fs.checkpoints import Checkpoints
-from cedanafs.fs.namespace import File, Namespace
+from cedanafs.fs.namespace import File
 from cedanafs.shard.contents import Image, Pending
 from cedanafs.shard.extents import Frame, Slice
 from cedanafs.shard.reader import Reader
@@ -29,23 +29,25 @@ class FileHandle:
         image: Image,
         checkpoints: Checkpoints,
         reader: Reader,
-        names: Namespace,
         *,
         writes: bool,
+        appends: bool,
     ) -> None:
         self.file = file
         self.image = image
         self.writes = writes
+        self.appends = appends
         self._checkpoints = checkpoints
         self._reader = reader
-        self._names = names
         self._next_offset = 0
         file.handles += 1
+        file.appenders += appends
         file.directory.open_files += 1
         file.directory.open_writers += writes
 
     def close(self) -> None:
         self.file.handles -= 1
+        self.file.appenders -= self.appends
         self.file.directory.open_files -= 1
         self.file.directory.open_writers -= self.writes
 
@@ -59,12 +61,13 @@ class FileHandle:
         """Take all of *data*; waits only for memory. Raises: a failure found since."""
         directory = self.file.directory
         log = await self._checkpoints.writable(directory)
-        await self._checkpoints.reserve(self._names.directories(), len(data))
-        while directory.busy.locked():  # a commit: what comes now belongs to the next
-            async with directory.busy:
-                pass
+        await self._checkpoints.reserve(len(data))
         try:
-            log.write(self.image, offset, data)
+            if directory.busy.locked():  # a commit: what comes now belongs to the next
+                async with directory.busy:
+                    log.write(self.image, offset, data)
+            else:
+                log.write(self.image, offset, data)
         except BaseException:
             self._checkpoints.release(len(data))
             raise

@@ -128,7 +128,7 @@ def recycle_memory() -> None:
     m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
     with contextlib.suppress(OSError, AttributeError):  # another libc than glibc
         libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_threshold, 64 << 20)
+        libc.mallopt(m_mmap_threshold, 32 << 20)  # the most that glibc takes
         libc.mallopt(m_trim_threshold, 256 << 20)
         libc.mallopt(m_arena_max, 2)
 

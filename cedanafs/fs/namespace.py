@@ -71,6 +71,7 @@ class File:
         self.lookups = 0
         self.image: Image | None = None
         self.handles = 0
+        self.appenders = 0  # handles of these that the kernel caches writes of
         self.unlinked = False
 
     def attributes(self, image: Image) -> Attributes:
