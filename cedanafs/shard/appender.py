@@ -52,15 +52,20 @@ class Appender:
         frame.landed = True
         self.end = frame.offset + len(stored)
 
-    def sync(self) -> None:
+    def append_index(self, units: Sequence[bytes]) -> None:
+        """Append a commit's units but the footer; make them and all before them durable."""
+        self._append(units)
         self.file.sync()
 
-    def append_commit(self, units: Sequence[bytes]) -> None:
-        """Append a commit's units and make them durable."""
-        self.file.write_at(self.end, units)
-        self.end += sum(len(unit) for unit in units)
+    def append_footer(self, unit: bytes) -> None:
+        """Append the unit that completes a commit, and make it durable."""
+        self._append([unit])
         self.file.sync()
         self.committed_end = self.end
+
+    def _append(self, units: Sequence[bytes]) -> None:
+        self.file.write_at(self.end, units)
+        self.end += sum(len(unit) for unit in units)
 
     def rows(self) -> list[FrameRow]:
         return [

@@ -28,7 +28,7 @@ from cedanafs.shard.format import (
     known_version,
     unchecked,
 )
-from cedanafs.shard.records import Marker, decode, encode, parse
+from cedanafs.shard.records import Marker, encode, parse
 
 KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 
@@ -227,9 +227,11 @@ def footer_in(tail: bytes, carrier: Carrier) -> Footer:
     return Footer.decode(tail[max(end - FOOTER_LEN, 0) : end])
 
 
-def commit_in(units: bytes, carrier: Carrier) -> tuple[Index, Footer]:
+def commit_in(units: bytes, carrier: Carrier, *, whole: bool = True) -> tuple[Index, Footer]:
     """What *units*, all the units of one commit, say; each must be what was written, bit for bit.
 
+    Without *whole*, what other readers need around the footer may be damaged: its own bytes and
+    the index vouch for the content.
     Raises: CorruptShard, UnknownFeature.
     """
     blob, at = carrier.unhide(units, HEADER_LEN)
@@ -241,15 +243,8 @@ def commit_in(units: bytes, carrier: Carrier) -> tuple[Index, Footer]:
         raise CorruptShard("index damaged: its checksum does not match")
     rest = units[at + used :]
     footer = footer_in(rest, carrier)
-    if not carrier.codec.hides:
-        seqs = [marker.seq for marker, _ in parse(units, payloads=True)]
-        if seqs != list(range(seqs[0], seqs[0] + len(seqs))):
-            raise CorruptShard("a commit's records are out of order")
-    expected = [carrier.hide(footer.encode(), _first_seq(rest, carrier))]
-    if not carrier.codec.hides:
-        expected.append(_image_end(footer.encode(), _first_seq(rest, carrier)))
-    if rest not in expected:
-        raise CorruptShard("footer damaged")
+    if whole:
+        _check_envelope(units, rest, footer, carrier)
     index = Index.decode(blob)
     if (index.checkpoint, index.shard, index.commit) != (
         footer.checkpoint,
@@ -260,10 +255,19 @@ def commit_in(units: bytes, carrier: Carrier) -> tuple[Index, Footer]:
     return index, footer
 
 
-def _first_seq(unit: bytes, carrier: Carrier) -> int:
-    if carrier.codec.hides:
-        return 0
-    return decode(unit[4 : 4 + int.from_bytes(unit[:4], "little")]).seq
+def _check_envelope(units: bytes, last: bytes, footer: Footer, carrier: Carrier) -> None:
+    """The footer's unit or units, *last*, are as written; so is the order of all *units*."""
+    seq = 0
+    expected = []
+    if not carrier.codec.hides:
+        seqs = [marker.seq for marker, _ in parse(units, payloads=True)]
+        if seqs != list(range(seqs[0], seqs[0] + len(seqs))):
+            raise CorruptShard("a commit's records are out of order")
+        seq = seqs[-1]
+        expected.append(_image_end(footer.encode(), seq - 1))
+    expected.append(carrier.hide(footer.encode(), seq))
+    if last not in expected:
+        raise CorruptShard("footer damaged")
 
 
 def _image_end(footer: bytes, seq: int) -> bytes:

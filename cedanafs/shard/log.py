@@ -211,14 +211,14 @@ class Log:
         self._deal_open()
 
     def complete_commit(self) -> None:
-        """Wait until all that was dealt is durable, then write the commit, and wait for that.
+        """Make all that was dealt durable, and its index, on every shard; then the footers.
 
         Blocks; nothing else of this log may be called meanwhile.
         Raises: StoreError, or what else a lane has found; it sticks to the log.
         """
         self.check()
         if self._uncommitted:
-            self._on_each(Appender.sync)
+            self._on_each(lambda _: None)  # landed: where they end is known
             content_ends = [appender.end for appender in self._appenders]
             self._append_commit(self._seq, content_ends, sealed=False)
             self._uncommitted = False
@@ -241,7 +241,7 @@ class Log:
         if self._carrier.codec.hides:
             batch.add(Marker(seq=self._next_seq(), image_eof=True))
         self._lanes.land(0, 0, partial(self._land, self._appenders[0], batch))
-        self._on_each(lambda _: None)  # landed, but not fsynced: nobody needs it for the content
+        self._on_each(lambda _: None)
         self._append_commit(content_seq, content_ends, sealed=True)
 
     def close(self) -> None:
@@ -378,7 +378,9 @@ class Log:
             self._seq,
             sealed=sealed,
         )
-        self._on_each(lambda appender: appender.append_commit(units[appender.k]))
+        # A footer vouches for all that precedes it, and a disk need not write in order.
+        self._on_each(lambda appender: appender.append_index(units[appender.k][:-1]))
+        self._on_each(lambda appender: appender.append_footer(units[appender.k][-1]))
         self._seq = next_seq
         self._commit += 1
 
