@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cedanafs.errors import CedanaFsError
+from cedanafs.errors import CedanaFsError, StoreBusy
 from cedanafs.shard.appender import Appender
 from cedanafs.shard.codec import Codec
 from cedanafs.shard.contents import Contents
@@ -29,6 +29,7 @@ class Checkpoint:
         self.codec: Codec | None = None
         self._opened: Opened | None = None
         self._log: Log | None = None
+        self._replaced: list[ShardFile] = []
 
     @classmethod
     def load(cls, directory: Path) -> Checkpoint:
@@ -94,7 +95,8 @@ class Checkpoint:
 
     def close(self) -> None:
         self.end_writing()
-        files, self.files = self.files, []
+        files = self.files + self._replaced
+        self.files, self._replaced = [], []
         for file in files:
             file.close()
 
@@ -104,12 +106,13 @@ class Checkpoint:
             for file in opened.files:
                 files.append(ShardFile.open(file.path, writable=True))
             files[0].lock()
+            if [file.length() for file in files] != opened.lengths:
+                raise StoreBusy(f"{self.directory}: changed by another server since it was read")
         except BaseException:
             for file in files:
                 file.close()
             raise
-        for file in self.files:
-            file.close()
+        self._replaced = self.files  # a reader's thread may be using them just now
         self.files = files
         for file, length, end in zip(files, opened.lengths, opened.ends, strict=True):
             if length != end:

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-from cedanafs.errors import CheckpointError, CheckpointIncomplete, CorruptShard, MixedShards
+from cedanafs.errors import (
+    CheckpointError,
+    CheckpointIncomplete,
+    CorruptShard,
+    MixedShards,
+    UnknownFeature,
+    UsageError,
+)
 from cedanafs.shard.codec import EXTENSIONS, Codec, codec_of
 from cedanafs.shard.commit import FOOTER_LEN, Footer, Index, commit_in, footer_in
 from cedanafs.shard.contents import Contents
@@ -141,7 +148,7 @@ def _opened(directory: Path, files: list[ShardFile]) -> Opened:
     return Opened(
         directory,
         files,
-        codec_of(first.codec),
+        _codec_said(files[0], codec, first),
         commit=commit,
         sealed=sealed,
         checkpoint=first.checkpoint,
@@ -249,12 +256,25 @@ def _at_commit(
 def _read_index(file: ShardFile, carrier: Carrier, footer: Footer, end: int) -> Index:
     with at_place(file, footer.commit_offset):
         units = file.read_at(footer.commit_offset, end - footer.commit_offset)
-        index, said = commit_in(units, carrier)
+        index, said = commit_in(units, carrier, whole=False)
         if said != footer:
             raise CorruptShard("the footer is not the one that was found")
         if index.content_end > footer.commit_offset:
             raise CorruptShard("the index speaks of bytes behind it")
         return index
+
+
+def _codec_said(file: ShardFile, expected: Codec, index: Index) -> Codec:
+    try:
+        codec = codec_of(index.codec)
+    except UsageError as exc:
+        raise UnknownFeature(f"{file.path}: {exc}: use a newer cedanafs") from None
+    if codec.name != expected.name:
+        raise CorruptShard(
+            f"{file.path} holds {codec.name}, not {expected.name}: "
+            f"rename the shards to img-k{codec.extension}"
+        )
+    return codec
 
 
 def _check_set(
