@@ -151,7 +151,7 @@ class Filesystem:
     ) -> None:
         source, target = self._directory(old_parent), self._directory(new_parent)
         if old in await self._subdirectories(source):
-            await self._rename_directory(source, old, target, new)
+            await self._rename_directory(source, old, target, new, replace=replace)
             return
         directory, image = await self._existing_image(old_parent, old)
         if target is not directory:
@@ -390,7 +390,7 @@ class Filesystem:
             self.names.drop_if_unused(file)
 
     async def _rename_directory(
-        self, source: Directory, old: str, target: Directory, new: str
+        self, source: Directory, old: str, target: Directory, new: str, *, replace: bool
     ) -> None:
         self._refuse_if_read_only()
         if is_shard_name(new) or not is_image_name(new):
@@ -399,6 +399,8 @@ class Filesystem:
         images = (await self.checkpoints.load(target)).contents.images
         if new in images or (new in siblings and siblings[new] is not source):
             raise OSError(errno.EEXIST, "exists", new)
+        if new in siblings:
+            await self.remove_directory(target.inode, new)
         moved = (await self._subdirectories(source))[old]
         for directory in self.names.below(moved):
             if directory.open_files:

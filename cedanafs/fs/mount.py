@@ -135,7 +135,8 @@ def recycle_memory() -> None:
 
 def _options(settings: MountSettings) -> set[str]:
     options = set(pyfuse3.default_options)
-    options |= {f"fsname={settings.store}", "subtype=cedanafs", "default_permissions"}
+    store = os.fspath(settings.store).replace("\\", "\\\\").replace(",", "\\,")
+    options |= {f"fsname={store}", "subtype=cedanafs", "default_permissions"}
     options |= {"nosuid", "nodev"}
     if settings.allow_other:
         options.add("allow_other")
