@@ -292,7 +292,14 @@ class Filesystem:
         before = set(directory.checkpoint.contents.images) if directory.checkpoint else set()
         directory.half_replaced = False
         await self.checkpoints.rest(directory)
-        return before | set((await self.checkpoints.load(directory)).contents.images)
+        checkpoint = await self.checkpoints.load(directory)
+        now = set(checkpoint.contents.images)
+        if checkpoint.exists:
+            # Cuts off what came after that commit, the seal with it, so seal it again.
+            await self.checkpoints.writable(directory)
+            await self.checkpoints.commit(directory, seal=True)
+            await self.checkpoints.rest(directory)
+        return before | now
 
     def appended_files(self, inode: int) -> list[int]:
         """Files in and below the directory that are open to append: the kernel caches writes."""
@@ -397,7 +404,7 @@ class Filesystem:
             raise OSError(errno.EINVAL, "the store needs this name itself", new)
         siblings = await self._subdirectories(target)
         images = (await self.checkpoints.load(target)).contents.images
-        if new in images or (new in siblings and siblings[new] is not source):
+        if new in images or (new in siblings and not replace):
             raise OSError(errno.EEXIST, "exists", new)
         if new in siblings:
             await self.remove_directory(target.inode, new)
