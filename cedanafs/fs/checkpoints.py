@@ -53,13 +53,13 @@ class Checkpoints:
         return directory.checkpoint
 
     async def image(self, file: File) -> Image:
-        """What *file* holds. Raises: FileNotFoundError when it is gone."""
+        """What *file* holds. Raises: OSError(ESTALE) when it is gone."""
         if file.image is None or file.directory.busy.locked():
             checkpoint = await self.load(file.directory)
-            if file.image is None:
+            if file.image is None and not file.unlinked:
                 file.image = checkpoint.contents.images.get(file.name)
         if file.image is None:
-            raise FileNotFoundError(errno.ENOENT, "gone", file.name)
+            raise OSError(errno.ESTALE, "gone", file.name)
         return file.image
 
     async def writable(self, directory: Directory) -> Log:
@@ -94,7 +94,8 @@ class Checkpoints:
             checkpoint = directory.checkpoint
             if checkpoint is not None and checkpoint.log is not None:
                 async with directory.busy:
-                    checkpoint.log.flush()
+                    if checkpoint.log is not None:  # it may have come to rest meanwhile
+                        checkpoint.log.flush()
         await trio.to_thread.run_sync(self._lanes.reserve, length)
 
     def release(self, length: int) -> None:
@@ -119,14 +120,17 @@ class Checkpoints:
             checkpoint.log.prepare_commit()
             await trio.to_thread.run_sync(lambda: checkpoint.commit(seal=seal))
 
-    async def rest(self, directory: Directory) -> None:
+    async def rest(self, directory: Directory, *, if_committed: bool = False) -> None:
         """Give back files, lock and memory of a checkpoint that nobody has open.
 
-        What was not committed is lost: it is again what its last commit says.
+        What was not committed is lost, it is again what its last commit says; with
+        *if_committed* it then does not come to rest.
         """
         async with directory.busy:
             checkpoint = directory.checkpoint
             if checkpoint is None or directory.open_files:
+                return
+            if if_committed and checkpoint.log is not None and checkpoint.log.dirty:
                 return
             directory.checkpoint = None
             for file in directory.files.values():
@@ -141,11 +145,18 @@ class Checkpoints:
 
     async def _commit_when_quiet(self, directory: Directory, quiet_s: float) -> None:
         try:
-            while trio.current_time() < (quiet_at := directory.last_change + quiet_s):  # noqa: ASYNC110 - a time, not an event
-                await trio.sleep_until(quiet_at)
-            if directory.open_writers == 0 and not directory.half_replaced:
-                await self.commit(directory)
-                await self.rest(directory)
+            committed = False
+            while not committed:
+                while trio.current_time() < (quiet_at := directory.last_change + quiet_s):  # noqa: ASYNC110 - a time, not an event
+                    await trio.sleep_until(quiet_at)
+                if directory.open_writers or directory.half_replaced:
+                    return  # whoever closes last watches anew
+                await self.commit(directory, seal=True)
+                await self.rest(directory, if_committed=True)
+                # What was changed while we committed found this watch, and started none.
+                checkpoint = directory.checkpoint
+                log = checkpoint.log if checkpoint is not None else None
+                committed = log is None or not log.dirty
         except CedanaFsError as exc:
             logger.error("%s: not committed: %s", directory.path, exc)
         finally:

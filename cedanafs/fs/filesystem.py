@@ -80,7 +80,7 @@ class Filesystem:
             return directory
         checkpoint = await self.checkpoints.load(directory)
         node: Node | None = None
-        if name in checkpoint.contents.images:
+        if name in checkpoint.contents.images and is_image_name(name):
             node = self.names.file(directory, name)
         else:
             node = (await self._subdirectories(directory)).get(name)
@@ -217,6 +217,8 @@ class Filesystem:
 
     async def _open(self, file: File, flags: int) -> FileHandle:
         directory = file.directory
+        if file.unlinked and not file.handles:
+            raise OSError(errno.ESTALE, "gone", file.name)
         writes = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writes:
             self._refuse_if_read_only()
@@ -236,11 +238,15 @@ class Filesystem:
 
     async def release(self, handle: FileHandle) -> None:
         file, directory = handle.file, handle.file.directory
-        handle.close()
-        if file.handles == 0 and file.unlinked and not self.settings.read_only:
-            log = await self.checkpoints.writable(directory)
-            log.unlink(handle.image, still_open=False)
-        self.names.drop_if_unused(file)
+        try:
+            if file.handles == 1 and file.unlinked and not self.settings.read_only:
+                # Still open meanwhile: the checkpoint must not come to rest between the two.
+                log = await self.checkpoints.writable(directory)
+                if log.contents.images.get(handle.image.name) is handle.image:
+                    log.unlink(handle.image, still_open=False)
+        finally:
+            handle.close()
+            self.names.drop_if_unused(file)
         if handle.writes and directory.open_writers == 0:
             if file.name == INVENTORY:
                 directory.half_replaced = False
@@ -263,7 +269,11 @@ class Filesystem:
         for name in ("mode", "uid", "gid", "mtime_ns"):
             value = getattr(changes, name)
             if value is not None:
-                setattr(image, name, stat.S_IMODE(value) if name == "mode" else value)
+                if name == "mode":
+                    value = stat.S_IMODE(value)
+                elif name == "mtime_ns":  # before 1970 has no place in a record
+                    value = max(value, 0)
+                setattr(image, name, value)
                 log.touch(image)
         self.checkpoints.watch(node.directory)
         return node.attributes(image)
@@ -281,25 +291,29 @@ class Filesystem:
         if failures:
             raise failures[0]
 
-    async def discard(self, inode: int) -> set[str]:
+    async def discard(self, inode: int) -> None:
         """Take the directory's checkpoint back to its last commit. Nobody may have it open.
 
-        Returns the names of all images that were there before or are now.
+        What the kernel remembers of its files is answered ESTALE, so that it looks them up anew.
         """
         directory = self._directory(inode)
+        self._refuse_if_read_only()
         if directory.open_files:
             raise OSError(errno.EBUSY, "files in it are open", directory.name)
-        before = set(directory.checkpoint.contents.images) if directory.checkpoint else set()
         directory.half_replaced = False
+        for name in list(directory.files):
+            self._detach(directory, name)
         await self.checkpoints.rest(directory)
-        checkpoint = await self.checkpoints.load(directory)
-        now = set(checkpoint.contents.images)
-        if checkpoint.exists:
+        if (await self.checkpoints.load(directory)).exists:
             # Cuts off what came after that commit, the seal with it, so seal it again.
             await self.checkpoints.writable(directory)
             await self.checkpoints.commit(directory, seal=True)
             await self.checkpoints.rest(directory)
-        return before | now
+        if (await self.checkpoints.load(directory)).exists:
+            # Cuts off what came after that commit, the seal with it, so seal it again.
+            await self.checkpoints.writable(directory)
+            await self.checkpoints.commit(directory, seal=True)
+            await self.checkpoints.rest(directory)
 
     def appended_files(self, inode: int) -> list[int]:
         """Files in and below the directory that are open to append: the kernel caches writes."""
@@ -414,10 +428,10 @@ class Filesystem:
                 raise OSError(errno.EBUSY, "files in it are open", old)
             await self.checkpoints.commit(directory, seal=True)
             await self.checkpoints.rest(directory)
-        path = target.path / new
-        await trio.to_thread.run_sync(_rename_directory, moved.path, path)
+        old_path, path = moved.path, target.path / new
+        await trio.to_thread.run_sync(_rename_directory, old_path, path)
         for directory in self.names.below(moved):
-            directory.path = path / directory.path.relative_to(moved.path)
+            directory.path = path / directory.path.relative_to(old_path)
         moved.parent = target
         del (await self._subdirectories(source))[old]
         siblings[new] = moved

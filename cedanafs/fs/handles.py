@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from concurrent.futures import Future
 from typing import TypeVar
@@ -11,7 +12,7 @@ import trio
 from cedanafs.errors import CorruptShard
 from cedanafs.fs.checkpoints import Checkpoints
 from cedanafs.fs.namespace import File
-from cedanafs.shard.contents import Image, Pending
+from cedanafs.shard.contents import MAX_FILE_LEN, Image, Pending
 from cedanafs.shard.extents import Frame, Slice
 from cedanafs.shard.reader import Reader
 
@@ -60,6 +61,8 @@ class FileHandle:
     async def write(self, offset: int, data: bytes) -> int:
         """Take all of *data*; waits only for memory. Raises: a failure found since."""
         directory = self.file.directory
+        if offset + len(data) > MAX_FILE_LEN:
+            raise OSError(errno.EFBIG, "too large", self.file.name)
         log = await self._checkpoints.writable(directory)
         await self._checkpoints.reserve(len(data))
         try:

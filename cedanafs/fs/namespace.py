@@ -7,6 +7,7 @@ the kernel has given back every lookup of it and nothing needs it.
 from __future__ import annotations
 
 import itertools
+import os
 import stat
 import time
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class File:
 
     def attributes(self, image: Image) -> Attributes:
         kind = stat.S_IFREG if image.symlink_to is None else stat.S_IFLNK
-        size = image.length if image.symlink_to is None else len(image.symlink_to.encode())
+        size = image.length if image.symlink_to is None else len(os.fsencode(image.symlink_to))
         return Attributes(
             self.inode,
             kind | image.mode,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from collections.abc import Sequence
 
 import pyfuse3
@@ -61,7 +60,7 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         node = await self._fs.lookup(parent_inode, os.fsdecode(name))
         if node is None:
-            return self._no_entry()
+            raise FUSEError(errno.ENOENT)
         return await self._entry(node)
 
     @answers_errno
@@ -217,10 +216,7 @@ class Operations(pyfuse3.Operations):
             await self._write_back(inode)
             await self._fs.seal()
         elif os.fsdecode(name) == DISCARD_XATTR:
-            for changed in await self._fs.discard(inode):
-                pyfuse3.invalidate_entry_async(
-                    inode, FileNameT(os.fsencode(changed)), ignore_enoent=True
-                )
+            await self._fs.discard(inode)
         else:
             raise FUSEError(errno.EOPNOTSUPP)
 
@@ -262,14 +258,6 @@ class Operations(pyfuse3.Operations):
         entry.st_ctime_ns = attributes.mtime_ns
         entry.entry_timeout = self._remember_s
         entry.attr_timeout = self._remember_s
-        return entry
-
-    def _no_entry(self) -> EntryAttributes:
-        """Inode 0: the kernel remembers that there is no such name."""
-        entry = EntryAttributes()
-        entry.st_ino = InodeT(0)
-        entry.st_mode = ModeT(stat.S_IFREG)
-        entry.entry_timeout = self._remember_s
         return entry
 
     def _file_info(self, handle: FileHandle) -> FileInfo:

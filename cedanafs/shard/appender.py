@@ -63,6 +63,11 @@ class Appender:
         self.file.sync()
         self.committed_end = self.end
 
+    def cut(self, end: int) -> None:
+        """Take off what a seal has appended behind *end*."""
+        self.file.truncate(end)
+        self.end = self.committed_end = end
+
     def _append(self, units: Sequence[bytes]) -> None:
         self.file.write_at(self.end, units)
         self.end += sum(len(unit) for unit in units)

@@ -92,6 +92,7 @@ class Log:
         self._touched: dict[Image, None] = {}
         self._unlinked = 0
         self._uncommitted = False
+        self._sealed_from: tuple[int, list[int]] | None = None  # seq and shards' ends without it
 
     @classmethod
     def create(cls, files: list[ShardFile], codec: Codec, lanes: Lanes) -> Log:
@@ -226,11 +227,11 @@ class Log:
     def seal(self) -> None:
         """Say to other readers of the stream that the image ends: file_eof, image_eof.
 
-        A commit of its own, after `complete_commit`, that adds no content: the next writer cuts
-        it off again, and is left with the commit before. Blocks, like `complete_commit`.
+        A commit of its own, after `complete_commit`, that adds no content: whoever writes next
+        cuts it off again, and is left with the commit before. Blocks, like `complete_commit`.
         """
         self.check()
-        if not self.contents.images:
+        if not self.contents.images or self._sealed_from is not None:
             return
         content_seq = self._seq
         content_ends = [appender.end for appender in self._appenders]
@@ -243,6 +244,7 @@ class Log:
         self._lanes.land(0, 0, partial(self._land, self._appenders[0], batch))
         self._on_each(lambda _: None)
         self._append_commit(content_seq, content_ends, sealed=True)
+        self._sealed_from = content_seq, content_ends
 
     def close(self) -> None:
         """Wait for the lanes to be done with the shards, and close them."""
@@ -264,6 +266,8 @@ class Log:
         """Make a record about *name*, in the batch of small records."""
         batch = self._open = self._open or self._batch(self._next_shard())
         self._add(batch, Marker(seq=self._next_seq(), filename=name, **change))
+        if batch.frame.raw_len >= FRAME_BYTES:
+            self._deal_open()
 
     def _finish_run(self, image: Image) -> None:
         """Make a record of *image*'s pending run: a frame of its own when it fills one."""
@@ -300,15 +304,35 @@ class Log:
 
     def _add(self, batch: _Batch, marker: Marker, payload: Sequence[bytes] = ()) -> None:
         at = batch.add(marker, payload)
-        self.contents.apply(marker, batch.frame, at)
+        try:
+            self.contents.apply(marker, batch.frame, at)
+        except BaseException as exc:  # a bug; committed, no reader could replay it
+            self._fail(exc)
+            raise
         self._uncommitted = True
 
     def _batch(self, shard: int) -> _Batch:
+        self._cut_seal()
         # Sequence numbers grow within a shard: small records that wait for this one go first.
         if self._open is not None and self._open.shard == shard:
             self._deal_open()
         header_seq = self._next_seq() if self._carrier.seqs_per_unit else 0
         return _Batch(shard, header_seq)
+
+    def _cut_seal(self) -> None:
+        """Writing goes on after a seal: it is no longer the end."""
+        if self._sealed_from is not None:
+            self._seq, ends = self._sealed_from
+            self._sealed_from = None
+            self._commit -= 1
+            for appender, end in zip(self._appenders, ends, strict=True):
+                self._lanes.land(appender.k, 0, partial(self._cut, appender, end))
+
+    def _cut(self, appender: Appender, end: int) -> None:
+        try:
+            appender.cut(end)
+        except BaseException as exc:
+            self._fail(exc)
 
     def _next_shard(self) -> int:
         """The next shard in turn whose queue has room; it is passed over while it is full."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from stream_parser import BOOKKEEPING, files_of
 from writing import STOCK_TOOLS, Writer, read_checkpoint, stock_decoded, writing
 
+from cedanafs.shard.audit import verify
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.store import shard_paths
 
@@ -35,6 +36,7 @@ lengths = st.one_of(
 offsets = st.one_of(st.integers(0, 6000), st.sampled_from([MIB - 1, MIB, MIB + 1, 2 * MIB]))
 pieces = st.builds(lambda at, length: MATERIAL[at : at + length], st.integers(0, 60_000), lengths)
 steps = st.one_of(
+    st.just(("flush",)),
     st.tuples(st.just("write"), names, offsets, pieces),
     st.tuples(st.just("append"), names, pieces),
     st.tuples(st.just("append"), names, pieces),
@@ -43,8 +45,8 @@ steps = st.one_of(
     st.tuples(st.just("unlink"), names),
     st.tuples(st.just("symlink"), names),
     st.tuples(st.just("chmod"), names, st.integers(0, 0o7777)),
-    st.just(("flush",)),
     st.just(("commit",)),
+    st.just(("seal",)),
     st.just(("reopen", "commit")),
     st.just(("reopen", "seal")),
     st.just(("reopen", "lose")),
@@ -116,6 +118,7 @@ class Model:
 def check(directory: Path, committed: dict[str, list], shards: int) -> None:
     """The store holds *committed*, read by somebody who has just come."""
     assert len(shard_paths(directory)) == shards
+    assert verify(directory).damages == ()
     files = read_checkpoint(directory)
     opened = open_checkpoint(directory)
     opened.close()
@@ -131,7 +134,7 @@ def check(directory: Path, committed: dict[str, list], shards: int) -> None:
 
 @pytest.mark.parametrize("codec", ["none", "lz4", "zstd", "gzip", "zlib"])
 @settings(max_examples=60)
-@given(shards=st.integers(1, 4), program=st.lists(steps, max_size=25))
+@given(shards=st.integers(1, 4), program=st.lists(steps, min_size=15, max_size=30))
 def test_what_was_committed_is_what_is_read(codec: str, shards: int, program: list[tuple]) -> None:
     with TemporaryDirectory() as scratch:
         directory = Path(scratch)
@@ -144,8 +147,8 @@ def test_what_was_committed_is_what_is_read(codec: str, shards: int, program: li
         for session in sessions:
             with writing(directory, shards=shards, codec=codec) as writer:
                 for step in session:
-                    if step[0] == "commit":
-                        writer.commit()
+                    if step[0] in ("commit", "seal"):
+                        writer.commit(seal=step[0] == "seal")
                         committed = deepcopy(model.files)
                         check(directory, committed, shards)
                     elif step[0] != "reopen":
@@ -163,8 +166,10 @@ def test_what_was_committed_is_what_is_read(codec: str, shards: int, program: li
 @settings(max_examples=25)
 @given(
     shards=st.integers(1, 4),
-    writes=st.lists(st.tuples(names, st.one_of(pieces, st.just("pause"))), max_size=20),
-    pause=st.sampled_from(["commit", "reopen", "reopen sealed"]),
+    writes=st.lists(
+        st.tuples(names, st.one_of(pieces, pieces, st.just("pause"))), min_size=8, max_size=20
+    ),
+    pause=st.sampled_from(["commit", "seal", "reopen", "reopen sealed"]),
 )
 def test_other_readers_restore_what_was_only_appended(
     codec: str, shards: int, writes: list[tuple[str, bytes | str]], pause: str
@@ -185,8 +190,8 @@ def test_other_readers_restore_what_was_only_appended(
                     if piece:
                         writer.write(image, image.length, piece)
                     expected.setdefault(name, bytearray()).extend(piece)
-                elif pause == "commit":
-                    writer.commit()
+                elif pause in ("commit", "seal"):
+                    writer.commit(seal=pause == "seal")
                 else:
                     writer.commit(seal=pause == "reopen sealed")
                     return
