@@ -275,7 +275,12 @@ def _kill(pid: int) -> None:
 def _mounts() -> Iterator[tuple[Path, Path]]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         place, _, rest = line.partition(" - ")
-        yield Path(place.split(" ")[4]), Path(rest.split(" ")[1])
+        yield _unescaped(place.split(" ")[4]), _unescaped(rest.split(" ")[1])
+
+
+def _unescaped(text: str) -> Path:
+    """mountinfo writes blanks and the like as octal."""
+    return Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text))
 
 
 def _runtime_directories() -> set[Path]:
