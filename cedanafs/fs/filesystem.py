@@ -309,11 +309,6 @@ class Filesystem:
             await self.checkpoints.writable(directory)
             await self.checkpoints.commit(directory, seal=True)
             await self.checkpoints.rest(directory)
-        if (await self.checkpoints.load(directory)).exists:
-            # Cuts off what came after that commit, the seal with it, so seal it again.
-            await self.checkpoints.writable(directory)
-            await self.checkpoints.commit(directory, seal=True)
-            await self.checkpoints.rest(directory)
 
     def appended_files(self, inode: int) -> list[int]:
         """Files in and below the directory that are open to append: the kernel caches writes."""
