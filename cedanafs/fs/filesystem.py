@@ -415,12 +415,13 @@ class Filesystem:
         images = (await self.checkpoints.load(target)).contents.images
         if new in images or (new in siblings and not replace):
             raise OSError(errno.EEXIST, "exists", new)
+        moved = (await self._subdirectories(source))[old]
+        below = self.names.below(moved)
+        if any(directory.open_files for directory in below):
+            raise OSError(errno.EBUSY, "files in it are open", old)
         if new in siblings:
             await self.remove_directory(target.inode, new)
-        moved = (await self._subdirectories(source))[old]
-        for directory in self.names.below(moved):
-            if directory.open_files:
-                raise OSError(errno.EBUSY, "files in it are open", old)
+        for directory in below:
             await self.checkpoints.commit(directory, seal=True)
             await self.checkpoints.rest(directory)
         old_path, path = moved.path, target.path / new
