@@ -129,6 +129,10 @@ def _from_file(path: Path, defaults: Defaults) -> Defaults:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         return defaults
+    except PermissionError:
+        if not os.access(path.parent, os.X_OK):  # somebody else's home: for us it is not there
+            return defaults
+        raise UsageError(f"configuration file {path} cannot be read: no permission") from None
     except (OSError, ValueError) as exc:
         raise UsageError(f"configuration file {path} cannot be read: {exc}") from exc
     if not isinstance(config, dict):

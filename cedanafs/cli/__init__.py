@@ -15,9 +15,12 @@ from cedanafs.cli.common import exit_code
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="cedanafs")
 @click.option("-v", "--verbose", count=True, help="Say more (-vv: every request).")
-def cedanafs(verbose: int) -> None:
+@click.pass_context
+def cedanafs(ctx: click.Context, verbose: int) -> None:
     """Checkpoints of running processes, compressed over N shards, through a mount."""
     log.to_stderr(verbose)
+    if ctx.invoked_subcommand in ("dump", "restore"):
+        log.without_server(verbose)
 
 
 cedanafs.add_command(mounts.mount)
@@ -41,7 +44,11 @@ def main() -> None:
         click.echo("cedanafs: interrupted", err=True)
         sys.exit(1)
     except click.ClickException as exc:
-        exc.show()
+        text = exc.format_message()
+        if "\n" in text:  # no command given: the whole help
+            click.echo(text, err=True)
+        else:
+            click.echo(f"cedanafs: {text}", err=True)
         sys.exit(exc.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
