@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -74,22 +74,26 @@ def given(**values: object) -> Defaults:
 
 
 def run(work: Callable[[], Awaitable[T]]) -> T:
-    """Run *work* in a trio loop of its own; SIGTERM and SIGHUP end it as Ctrl-C does."""
+    """Run *work* in a trio loop of its own; Ctrl-C, SIGTERM and SIGHUP cancel it.
+
+    Python's own KeyboardInterrupt would come up in whichever task runs just then, a handler of
+    our mount among them. While it cleans up, further signals wait.
+    """
 
     async def interruptible() -> T:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_interrupt_at_signal)
-            result = await work()
-            nursery.cancel_scope.cancel()
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_interrupt_at, signals)
+                result = await work()
+                nursery.cancel_scope.cancel()
         return result
 
     return trio.run(interruptible)
 
 
-async def _interrupt_at_signal() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
-        async for _ in signals:
-            raise KeyboardInterrupt
+async def _interrupt_at(signals: AsyncIterator[int]) -> None:
+    async for _ in signals:
+        raise KeyboardInterrupt
 
 
 def echo_json(value: object) -> None:
