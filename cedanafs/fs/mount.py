@@ -30,7 +30,8 @@ READ_AHEAD_KB = 4096
 async def mounted(settings: MountSettings, mountpoint: Path) -> AsyncIterator[Filesystem]:
     """The store, mounted at *mountpoint* and answering; unmounted, committed, sealed at the end.
 
-    The block is cancelled when somebody unmounts from outside.
+    The block is cancelled when somebody unmounts from outside. When it is cancelled itself, the
+    mount answers until it has ended: what cleans up there may use the mount.
     Raises: UsageError, MachineError, StoreError before mounting; on leaving, the first failure
     to make something durable.
     """
@@ -46,10 +47,13 @@ async def mounted(settings: MountSettings, mountpoint: Path) -> AsyncIterator[Fi
                 raise MachineError(f"cannot mount at {mountpoint}: {exc}") from exc
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_serve, nursery.cancel_scope)
-                    await trio.to_thread.run_sync(_raise_read_ahead, mountpoint)
-                    yield filesystem
-                    nursery.cancel_scope.cancel()
+                    serving = trio.CancelScope(shield=True)
+                    nursery.start_soon(_serve, serving, nursery.cancel_scope)
+                    try:
+                        await trio.to_thread.run_sync(_raise_read_ahead, mountpoint)
+                        yield filesystem
+                    finally:
+                        serving.cancel()
             finally:
                 # Also after a failure: what is left would be a mount that answers nobody.
                 pyfuse3.close(unmount=True)
@@ -58,10 +62,11 @@ async def mounted(settings: MountSettings, mountpoint: Path) -> AsyncIterator[Fi
 _IN_USE = "another cedanafs has this store mounted for writing: use that mount, or --read-only"
 
 
-async def _serve(scope: trio.CancelScope) -> None:
-    await pyfuse3.main()
-    logger.info("unmounted from outside")
-    scope.cancel()
+async def _serve(serving: trio.CancelScope, block: trio.CancelScope) -> None:
+    with serving:
+        await pyfuse3.main()
+        logger.info("unmounted from outside")
+        block.cancel()
 
 
 async def until_stopped() -> None:
@@ -96,10 +101,11 @@ def check_mountpoint(mountpoint: Path) -> None:
         if not stat.S_ISDIR(mountpoint.stat().st_mode):
             raise UsageError(f"mount point {mountpoint} is not a directory")
         if mountpoint.is_mount():
+            os.statvfs(mountpoint)  # what stat says, the kernel remembers of a dead server too
             raise UsageError(f"{mountpoint} is a mount point already: unmount it first")
         if any(mountpoint.iterdir()):
             raise UsageError(f"mount point {mountpoint} is not empty")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"mount point {mountpoint} does not exist: mkdir it") from None
     except OSError as exc:  # ENOTCONN, or EIO: a server died and its mount is still there
         raise UsageError(
