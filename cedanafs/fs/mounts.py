@@ -90,9 +90,12 @@ def unmount(mountpoint: Path) -> None:
         ["umount", "--", os.fspath(mountpoint)], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        busy = "busy" in done.stderr
-        advice = ": close what is open in it (fuser -vm shows who)" if busy else ""
-        raise UsageError(f"cannot unmount {mountpoint}: {done.stderr.strip()}{advice}")
+        if "busy" in done.stderr:
+            raise UsageError(
+                f"{mountpoint} is busy: close what is open in it (fuser -vm {mountpoint} shows who)"
+            )
+        reason = " ".join(done.stderr.split()) or f"umount ended with {done.returncode}"
+        raise UsageError(f"cannot unmount {mountpoint}: {reason}")
     if not mount.read_only:
         _wait_for_server(mount)
 
