@@ -92,7 +92,8 @@ async def dump(
     check_machine()
     tree.check_can_dump(options.pid)
     criu = find_criu(criu_binary)
-    name = name or f"dump-process-{_process_name(options.pid)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if name is None:
+        name = f"dump-process-{_process_name(options.pid)}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not name or "/" in name or name in (".", "..") or name.startswith(".cedanafs"):
         raise UsageError(f"--name {name!r}: a checkpoint's name is one path component")
     with _work_dir("cedanafs-dump-") as work_dir:
@@ -119,9 +120,15 @@ async def _dump_into(
             )
         if leaves_running:
             await images.commit()
-    except BaseException:
+    except BaseException as exc:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_discard, images)
+            failure = await trio.to_thread.run_sync(_discard, images)
+        if failure is not None and isinstance(exc, CriuError):  # it failed as the store did
+            raise StoreError(
+                f"process {options.pid} is not dumped, {images.kept_at} cannot be written: "
+                f"{failure.strerror}",
+                os_errno=failure.errno,
+            ) from exc
         raise
     with suppress(CedanaFsError, OSError):
         figures = stats.parse_stats(work_dir / stats.STATS_DUMP)
@@ -157,9 +164,8 @@ async def _images_of_dump(
         await trio.to_thread.run_sync(_make_empty, path)
         yield Images(path, path, streamed=True, done_bytes=lambda: 0)
     elif settings is None:
-        if path.exists() and any(path.iterdir()):
+        if not _made_directory(path) and any(path.iterdir()):
             raise UsageError(f"{path} is not empty: choose another --name")
-        path.mkdir(mode=0o700, exist_ok=True)
         yield Images(path, path, streamed=False, done_bytes=lambda: _bytes_in(path))
     else:
         async with _own_mount(path, settings) as images:
@@ -169,10 +175,9 @@ async def _images_of_dump(
 @asynccontextmanager
 async def _own_mount(path: Path, settings: MountSettings) -> AsyncIterator[Images]:
     """The checkpoint directory *path* mounted for this dump alone."""
-    made = not path.exists()
+    made = _made_directory(path)
     if not made and any(not is_shard_name(entry.name) for entry in path.iterdir()):
         raise UsageError(f"{path} holds other files: choose another --name")
-    path.mkdir(mode=0o700, exist_ok=True)
     mountpoint = _new_mountpoint()
     # Nothing is committed but by us: until the dump is whole, an earlier one stays what it was.
     own = replace(settings, store=path.resolve(), quiet_s=None)
@@ -288,6 +293,19 @@ def _work_dir(prefix: str) -> Iterator[Path]:
 # Blocking helpers: they run on threads where the path may be in a mount that we serve.
 
 
+def _made_directory(path: Path) -> bool:
+    """Make *path*, or find that it is a directory already."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise UsageError(f"{path} is not a directory: choose another --name") from None
+        return False
+    except OSError as exc:
+        raise StoreError(f"cannot make {path}: {exc.strerror}", os_errno=exc.errno) from exc
+    return True
+
+
 def _new_mountpoint() -> Path:
     base = _RUNTIME_DIR if os.access(_RUNTIME_DIR, os.W_OK) else None
     return Path(tempfile.mkdtemp(prefix="cedanafs-", dir=base))
@@ -307,15 +325,19 @@ def _make_empty(path: Path) -> None:
         raise StoreError(f"cannot write into {path}: {exc.strerror}", os_errno=exc.errno) from exc
 
 
-def _discard(images: Images) -> None:
-    """Leave nothing of a dump that failed."""
+def _discard(images: Images) -> OSError | None:
+    """Leave nothing of a dump that failed. Returns what the store failed with, if it did."""
     if not images.streamed:
         shutil.rmtree(images.path, ignore_errors=True)
-        return
-    with suppress(OSError):
+        return None
+    failure = None
+    try:
         os.setxattr(images.path, DISCARD_XATTR, b"")
+    except OSError as exc:
+        failure = exc
     with suppress(OSError):  # an earlier checkpoint, or the root of our own mount, stays
         images.path.rmdir()
+    return failure
 
 
 def _remove_if_uncommitted(path: Path) -> None:

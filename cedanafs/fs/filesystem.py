@@ -295,11 +295,13 @@ class Filesystem:
         """Take the directory's checkpoint back to its last commit. Nobody may have it open.
 
         What the kernel remembers of its files is answered ESTALE, so that it looks them up anew.
+        Raises, when it is done: what made writing fail, if something did.
         """
         directory = self._directory(inode)
         self._refuse_if_read_only()
         if directory.open_files:
             raise OSError(errno.EBUSY, "files in it are open", directory.name)
+        failure = directory.checkpoint.failure if directory.checkpoint else None
         directory.half_replaced = False
         for name in list(directory.files):
             self._detach(directory, name)
@@ -309,6 +311,8 @@ class Filesystem:
             await self.checkpoints.writable(directory)
             await self.checkpoints.commit(directory, seal=True)
             await self.checkpoints.rest(directory)
+        if failure is not None:
+            raise failure
 
     def appended_files(self, inode: int) -> list[int]:
         """Files in and below the directory that are open to append: the kernel caches writes."""
