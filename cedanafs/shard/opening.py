@@ -209,7 +209,8 @@ def _common_commit(
 ) -> int:
     """The last commit that every shard has; 0 where none has one.
 
-    A crash leaves shards at most one commit apart: anything else was put together wrongly.
+    A crash leaves shards at most one commit apart, and no footer before every shard has its
+    index: anything else was put together wrongly.
     """
     present = [place[0] for place in found if place is not None]
     if not present:
@@ -228,9 +229,10 @@ def _common_commit(
             )
     commits = [place[0].commit if place else 0 for place in found]
     low, high = min(commits), max(commits)
-    if high - low > 1:
-        behind = files[commits.index(low)]
-        what = "is empty" if behind.length() == 0 else f"is at commit {low}"
+    behind = files[commits.index(low)]
+    empty = low < high and behind.length() == 0
+    if high - low > 1 or empty:
+        what = "is empty" if empty else f"is at commit {low}"
         raise MixedShards(
             f"{behind.path} {what}, other shards are at commit {high}: "
             "it was cut short, or comes from an older copy"
