@@ -20,16 +20,6 @@ def to_stderr(verbose: int) -> None:
     logging.basicConfig(level=level, format="cedanafs: %(message)s", stream=sys.stderr, force=True)
 
 
-def server_is_ours() -> None:
-    """The mount is served by this very command: its failures come as exceptions, once.
-
-    With -v its log lines are shown all the same.
-    """
-    if logging.getLogger().level >= logging.WARNING:
-        for name in ("cedanafs.fs", "cedanafs.shard", "pyfuse3"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
 def without_server(verbose: int) -> None:
     """For commands that serve a mount of their own: what fails there comes back as their error."""
     if not verbose:
