@@ -188,6 +188,26 @@ class Host:
             if is_mounted(mountpoint):
                 self._tear_down(mountpoint)
 
+    @contextlib.contextmanager
+    def small_disk(self, name: str, size_mib: int) -> Iterator[Path]:
+        """A directory on a disk of its own of *size_mib*."""
+        path = self.make(name)
+        self.stock("mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", path)
+        try:
+            yield path
+        finally:
+            self.stock("umount", "-l", path)
+
+    @contextlib.contextmanager
+    def read_only(self, directory: Path) -> Iterator[Path]:
+        """*directory* where not even root can write to it."""
+        path = self.make(f"{directory.name}-read-only")
+        self.stock("mount", "--bind", "-o", "ro", directory, path)
+        try:
+            yield path
+        finally:
+            self.stock("umount", "-l", path)
+
     def servers(self, mountpoint: Path) -> list[int]:
         """The processes that serve *mountpoint*."""
         return [
@@ -195,6 +215,10 @@ class Host:
             for pid in self._processes()
             if b"--foreground" in (words := _words(pid)) and os.fsencode(mountpoint) in words
         ]
+
+    def own_mounts(self) -> list[Path]:
+        """Where dumps and restores have mounted checkpoints of ours for themselves."""
+        return [place for place in self._mountpoints() if place.parent == RUNTIME_DIR]
 
     # What is left.
 
