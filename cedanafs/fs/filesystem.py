@@ -124,7 +124,8 @@ class Filesystem:
             raise OSError(errno.ENOENT if missing else errno.ENOTDIR, "no directory", name)
         self._refuse_if_read_only()
         checkpoint = await self.checkpoints.load(doomed)
-        if checkpoint.contents.images or await self._subdirectories(doomed):
+        shown = any(map(is_image_name, checkpoint.contents.images))
+        if shown or await self._subdirectories(doomed):
             raise OSError(errno.ENOTEMPTY, "not empty", name)
         if doomed.open_files:
             raise OSError(errno.EBUSY, "files in it are open", name)
