@@ -82,6 +82,15 @@ def size_of(text: str) -> int:
     return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2]]
 
 
+def _count(value: object) -> int:
+    if isinstance(value, bool | float):
+        raise ValueError(value)
+    count = int(str(value))
+    if count < 0:
+        raise ValueError(value)
+    return count
+
+
 def _flag(value: object) -> bool:
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     return words[str(value).strip().lower()]
@@ -90,11 +99,11 @@ def _flag(value: object) -> bool:
 # Key in the file and, in capitals behind CEDANAFS_, in the environment → field and its reading.
 _KEYS: Final[Mapping[tuple[str, str], tuple[str, Callable[[Any], object]]]] = {
     ("checkpoint", "dir"): ("dir", lambda value: Path(str(value))),
-    ("checkpoint", "stream"): ("stream", int),
-    ("checkpoint", "streams"): ("stream", int),
+    ("checkpoint", "stream"): ("stream", _count),
+    ("checkpoint", "streams"): ("stream", _count),
     ("checkpoint", "compression"): ("compression", lambda value: str(codec_of(str(value)))),
     ("checkpoint", "memorylimit"): ("memory_limit", lambda value: size_of(str(value))),
-    ("criu", "binarypath"): ("criu_binary", lambda value: str(value) or None),
+    ("criu", "binarypath"): ("criu_binary", str),
     ("criu", "leaverunning"): ("leave_running", _flag),
 }
 _OURS: Final = {"checkpoint"}
@@ -146,10 +155,14 @@ def _from_file(path: Path, defaults: Defaults) -> Defaults:
                     defaults = _with(defaults, section.lower(), key.lower(), value, where)
                 elif section.lower() in _OURS:
                     logger.warning("%s is not known and ignored", where)
+        elif section.lower() in _OURS:
+            raise UsageError(f"{path}: {section} is not a JSON object")
     return defaults
 
 
 def _with(defaults: Defaults, section: str, key: str, value: object, where: str) -> Defaults:
+    if value is None or value == "":  # as good as not there
+        return defaults
     name, read = _KEYS[section, key]
     try:
         changes: dict[str, Any] = {name: read(value)}
