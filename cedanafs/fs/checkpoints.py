@@ -86,6 +86,18 @@ class Checkpoints:
         directory.last_change = trio.current_time()
         return log
 
+    async def writable_image(self, file: File) -> tuple[Log, Image]:
+        """The log and what *file* holds in it; both of one moment, as long as nothing awaits.
+
+        Raises: what `writable` and `image` raise.
+        """
+        log = await self.writable(file.directory)
+        if file.image is None:
+            file.image = log.contents.images.get(file.name)
+        if file.image is None:
+            raise FileNotFoundError(errno.ENOENT, "gone", file.name)
+        return log, file.image
+
     async def reserve(self, length: int) -> None:
         """Wait until *length* bytes may be taken: the back-pressure that a writer feels."""
         if self._lanes.try_reserve(length):

@@ -23,6 +23,7 @@ from cedanafs.fs.handles import FileHandle
 from cedanafs.fs.namespace import Attributes, Directory, File, Namespace, Node
 from cedanafs.shard.contents import MAX_FILE_LEN, Image, is_image_name
 from cedanafs.shard.lanes import Lanes
+from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
 from cedanafs.shard.store import is_shard_name, remove_shards, sync_directory
 
@@ -168,6 +169,7 @@ class Filesystem:
             if not replace:
                 raise OSError(errno.EEXIST, "exists", new)
             await self.unlink(new_parent, new)
+            log = await self.checkpoints.writable(directory)
         log.rename(image, new)
         file = directory.files.pop(old, None)
         if file is not None:
@@ -234,7 +236,8 @@ class Filesystem:
             appends=writes and bool(flags & os.O_APPEND),
         )
         if flags & os.O_TRUNC and image.length:
-            await self._truncate(directory, image, 0)
+            log, image = await self.checkpoints.writable_image(file)
+            self._truncate(log, directory, image, 0)
         return handle
 
     async def release(self, handle: FileHandle) -> None:
@@ -263,10 +266,9 @@ class Filesystem:
             node.gid = node.gid if changes.gid is None else changes.gid
             node.mtime_ns = node.mtime_ns if changes.mtime_ns is None else changes.mtime_ns
             return node.attributes()
-        log = await self.checkpoints.writable(node.directory)
-        image = await self.checkpoints.image(node)
+        log, image = await self.checkpoints.writable_image(node)
         if changes.size is not None:
-            await self._truncate(node.directory, image, changes.size)
+            self._truncate(log, node.directory, image, changes.size)
         for name in ("mode", "uid", "gid", "mtime_ns"):
             value = getattr(changes, name)
             if value is not None:
@@ -387,10 +389,9 @@ class Filesystem:
         if self.settings.read_only:
             raise OSError(errno.EROFS, "mounted read-only")
 
-    async def _truncate(self, directory: Directory, image: Image, size: int) -> None:
+    def _truncate(self, log: Log, directory: Directory, image: Image, size: int) -> None:
         if size > MAX_FILE_LEN:
             raise OSError(errno.EFBIG, "too large", image.name)
-        log = await self.checkpoints.writable(directory)
         self._note_replacement(directory, image)
         log.truncate(image, size)
 

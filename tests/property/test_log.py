@@ -133,7 +133,7 @@ def check(directory: Path, committed: dict[str, list], shards: int) -> None:
 
 
 @pytest.mark.parametrize("codec", ["none", "lz4", "zstd", "gzip", "zlib"])
-@settings(max_examples=60)
+@settings(max_examples=35)
 @given(shards=st.integers(1, 4), program=st.lists(steps, min_size=15, max_size=30))
 def test_what_was_committed_is_what_is_read(codec: str, shards: int, program: list[tuple]) -> None:
     with TemporaryDirectory() as scratch:
@@ -163,7 +163,7 @@ def test_what_was_committed_is_what_is_read(codec: str, shards: int, program: li
 
 
 @pytest.mark.parametrize("codec", STOCK_TOOLS)
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(
     shards=st.integers(1, 4),
     writes=st.lists(
