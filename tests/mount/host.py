@@ -83,6 +83,8 @@ class Host:
     def environment(self, **more: str) -> dict[str, str]:
         """Ours, without anybody's settings, and with *more*."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith("CEDANAFS_")}
+        if "CRIU" in kept:
+            kept["CEDANAFS_CRIU_BINARYPATH"] = kept["CRIU"]
         return kept | {
             MARK: self._mark,
             "TMPDIR": str(self.temporary),
