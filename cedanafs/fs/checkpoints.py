@@ -32,6 +32,7 @@ class Checkpoints:
         self._names = names
         self._lanes = lanes
         self._nursery = nursery
+        self._waiting = 0  # writers in `reserve`
         self.damage: CedanaFsError | None = None  # the first that a reader met
 
     async def load(self, directory: Directory) -> Checkpoint:
@@ -102,13 +103,23 @@ class Checkpoints:
         """Wait until *length* bytes may be taken: the back-pressure that a writer feels."""
         if self._lanes.try_reserve(length):
             return
-        for directory in self._names.directories():  # what waits to be packed would wait for ever
-            checkpoint = directory.checkpoint
-            if checkpoint is not None and checkpoint.log is not None:
-                async with directory.busy:
-                    if checkpoint.log is not None:  # it may have come to rest meanwhile
-                        checkpoint.log.flush()
-        await trio.to_thread.run_sync(self._lanes.reserve, length)
+        self._waiting += 1
+        try:
+            # What waits to be packed would wait for ever, see also `written`.
+            for directory in self._names.directories():
+                checkpoint = directory.checkpoint
+                if checkpoint is not None and checkpoint.log is not None:
+                    async with directory.busy:
+                        if checkpoint.log is not None:  # it may have come to rest meanwhile
+                            checkpoint.log.flush()
+            await trio.to_thread.run_sync(self._lanes.reserve, length)
+        finally:
+            self._waiting -= 1
+
+    def written(self, log: Log) -> None:
+        """*log* has taken bytes; it keeps none of them in memory while another waits for room."""
+        if self._waiting:
+            log.flush()
 
     def release(self, length: int) -> None:
         """Give back what was reserved and not used."""

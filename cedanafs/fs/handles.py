@@ -74,6 +74,7 @@ class FileHandle:
         except BaseException:
             self._checkpoints.release(len(data))
             raise
+        self._checkpoints.written(log)
         return len(data)
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:

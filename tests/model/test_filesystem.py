@@ -29,6 +29,7 @@ from cedanafs.fs.handles import FileHandle
 from cedanafs.fs.namespace import ROOT, Directory, File, Node
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.codec import codec_of
+from cedanafs.shard.lanes import Lanes
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 MIB = 1 << 20
@@ -638,6 +639,46 @@ async def test_what_is_changed_during_a_commit_is_not_lost_with_the_rest(
         (node,) = await filesystem.list_directory(ROOT)
         assert node.name == "b"
         assert (await filesystem.attributes(node)).mode & 0o7777 == 0o444
+
+
+@pytest.mark.trio
+async def test_a_writer_does_not_wait_for_what_waits_to_be_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory held by unfinished runs of writers that then do nothing is let go for the others."""
+    how = MountSettings(tmp_path, shards=1, memory_limit=32 << 20, quiet_s=None)
+    waiting, go_on, reserve = trio.Event(), threading.Event(), Lanes.reserve
+
+    def late_reserve(lanes: Lanes, length: int) -> None:
+        trio.from_thread.run_sync(waiting.set)
+        assert go_on.wait(30)
+        reserve(lanes, length)
+
+    async def create(name: str) -> FileHandle:
+        return await filesystem.create(ROOT, name, 0o600, os.O_RDWR, CALLER)
+
+    async with open_filesystem(how) as filesystem:
+        handles = [await create("first")]
+        with monkeypatch.context() as patch:
+            patch.setattr(Lanes, "try_reserve", lambda *_: False)  # as if lanes were busy
+            patch.setattr(Lanes, "reserve", late_reserve)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(handles[0].write, 0, MATERIAL[:MIB])
+                await waiting.wait()
+                patch.undo()
+                for n in range(how.write_budget // MIB):
+                    top = await filesystem.make_directory(ROOT, f"{n}", 0o700, CALLER)
+                    file = await filesystem.create(top.inode, "a", 0o600, os.O_RDWR, CALLER)
+                    await file.write(0, MATERIAL[: MIB - 1])
+                    handles.append(file)
+                go_on.set()
+                with trio.move_on_after(20) as stuck:
+                    while handles[0].image.length == 0:  # noqa: ASYNC110 - nobody tells
+                        await trio.sleep(0.01)
+                await filesystem.commit(ROOT)
+        assert not stuck.cancelled_caught
+        for handle in handles:
+            await filesystem.release(handle)
 
 
 @pytest.mark.trio
