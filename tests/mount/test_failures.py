@@ -544,7 +544,7 @@ def test_dump_that_is_killed(host: Host, store: Path, start: StartWorkload) -> N
 def test_restore_is_called_off(
     host: Host, store: Path, start: StartWorkload, number: signal.Signals
 ) -> None:
-    work = start("memory", size_mib=300)
+    work = start("memory", size_mib=200)
     host.ok("dump", "process", work.pid, "--dir", store, "--name", "x", "-c", "none")
     work.wait_gone()
     with host.started("restore", "process", "--path", store / "x") as restore:

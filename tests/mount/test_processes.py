@@ -103,7 +103,7 @@ def test_attached_restore_ends_with_the_status_of_the_process(
     with host.started(
         "restore", "process", "--path", path, "--attach", "--pid-file", pid_file
     ) as restore:
-        poll(work.alive, "the restored process")
+        poll(pid_file.exists, "the restored process")
         work.wait_ticking()
         assert pid_file.read_text() == f"{work.pid}\n"
         assert restore.poll() is None

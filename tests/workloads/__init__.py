@@ -17,6 +17,7 @@ Kinds, their parameters, and what `ask` returns beside `counter`:
 - `shm(size_mib=4)`: `digest`, `memfd_digest`, and `child_ticks`, `echoed`, which go up as long as
   memory really is shared
 - `openfile()`: `offset`, `text`: each question reads the next 100 bytes
+- `filelock()`: `locked`: CRIU refuses it without --file-locks, when all memory is written
 - `tcplisten()`: `port`, `served`: an echo server on 127.0.0.1
 
 The program leads a session, its cwd is `/`, its standard streams are /dev/null, and it tells its
