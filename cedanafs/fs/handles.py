@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -15,8 +14,6 @@ from cedanafs.fs.namespace import File
 from cedanafs.shard.contents import MAX_FILE_LEN, Image, Pending
 from cedanafs.shard.extents import Frame, Slice
 from cedanafs.shard.reader import Reader
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
