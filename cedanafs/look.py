@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cedanafs.errors import CedanaFsError, StoreError
-from cedanafs.shard.audit import is_complete
+from cedanafs.shard.audit import what_is_missing
 from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.store import is_shard_name
 
@@ -91,12 +91,7 @@ def _or_problem(directory: Path) -> CheckpointSummary:
 
 
 def _summary(opened: Opened) -> CheckpointSummary:
-    complete = is_complete(opened)
-    problem = None
-    if opened.commit == 0:
-        problem = "no commit ever completed"
-    elif not complete:
-        problem = "no inventory.img: the dump did not finish"
+    problem = what_is_missing(opened)
     images = tuple(
         ImageSummary(image.name, image.size, f"{image.mode:04o}", image.mtime_ns, image.symlink_to)
         for image in sorted(opened.contents.images.values(), key=lambda image: image.name)
@@ -113,7 +108,7 @@ def _summary(opened: Opened) -> CheckpointSummary:
     )
     return CheckpointSummary(
         path=str(opened.directory),
-        state="complete" if complete else "incomplete",
+        state="complete" if problem is None else "incomplete",
         problem=problem,
         shards=len(opened.files),
         codec=str(opened.codec),

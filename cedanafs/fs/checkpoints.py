@@ -140,7 +140,7 @@ class Checkpoints:
                     "so there is nothing whole to commit",
                     os_errno=errno.EBUSY,
                 )
-            checkpoint.log.prepare_commit()
+            checkpoint.log.prepare_commit(directory.being_written())
             await trio.to_thread.run_sync(lambda: checkpoint.commit(seal=seal))
 
     async def rest(self, directory: Directory, *, if_committed: bool = False) -> None:

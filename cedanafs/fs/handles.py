@@ -39,12 +39,14 @@ class FileHandle:
         self._reader = reader
         self._next_offset = 0
         file.handles += 1
+        file.writers += writes and not appends
         file.appenders += appends
         file.directory.open_files += 1
         file.directory.open_writers += writes
 
     def close(self) -> None:
         self.file.handles -= 1
+        self.file.writers -= self.writes and not self.appends
         self.file.appenders -= self.appends
         self.file.directory.open_files -= 1
         self.file.directory.open_writers -= self.writes

@@ -51,6 +51,10 @@ class Directory:
     def name(self) -> str:
         return self.path.name
 
+    def being_written(self) -> list[str]:
+        """Images that somebody has open to write, not only to append: CRIU's log is none."""
+        return [name for name, file in self.files.items() if file.writers]
+
     def attributes(self) -> Attributes:
         links = 2 + len(self.subdirectories or ())
         return Attributes(
@@ -72,7 +76,8 @@ class File:
         self.lookups = 0
         self.image: Image | None = None
         self.handles = 0
-        self.appenders = 0  # handles of these that the kernel caches writes of
+        self.writers = 0  # handles of these that write, but for
+        self.appenders = 0  # those that append, whose writes the kernel caches
         self.unlinked = False
 
     def attributes(self, image: Image) -> Attributes:

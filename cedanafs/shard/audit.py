@@ -25,21 +25,25 @@ Progress = Callable[[int], None]
 """Called with the bytes that were done since the last call."""
 
 
-def is_complete(opened: Opened) -> bool:
-    """Whether a whole dump was committed: CRIU writes inventory.img last."""
-    return INVENTORY in opened.contents.images
+def what_is_missing(opened: Opened) -> str | None:
+    """Why the checkpoint is no whole dump, or None when it is one.
+
+    CRIU writes inventory.img after all other images but those that it only flushes then, and
+    those were still open when a commit covered the one and not the other.
+    """
+    if opened.commit == 0:
+        return "no commit ever completed: the dump was cut short"
+    if INVENTORY not in opened.contents.images:
+        return "no inventory.img in it: the dump did not finish"
+    if unfinished := opened.contents.unfinished():
+        return f"cut short while {', '.join(unfinished[:3])} was being written"
+    return None
 
 
 def require_complete(opened: Opened) -> None:
     """Raises: CheckpointIncomplete."""
-    if opened.commit == 0:
-        raise CheckpointIncomplete(
-            f"{opened.directory}: no commit ever completed: the dump was cut short"
-        )
-    if not is_complete(opened):
-        raise CheckpointIncomplete(
-            f"{opened.directory}: no inventory.img in it: the dump did not finish"
-        )
+    if (missing := what_is_missing(opened)) is not None:
+        raise CheckpointIncomplete(f"{opened.directory}: {missing}")
 
 
 @dataclass(frozen=True, slots=True)

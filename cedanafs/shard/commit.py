@@ -96,8 +96,9 @@ class Index:
     """What a commit says of one shard: its frames, and their records' markers in order.
 
     `content_end` is where the shard's frames end, and `content_seq` the first sequence number
-    after their records; what comes then is the commit's own. All shards of one commit agree on
-    everything but `shard`, `content_end`, `frames` and `markers`.
+    after their records; what comes then is the commit's own. `unfinished` names the images that
+    were still being written. All shards of one commit agree on everything but `shard`,
+    `content_end`, `frames` and `markers`.
     """
 
     checkpoint: UUID
@@ -113,9 +114,10 @@ class Index:
     frames: Sequence[FrameRow]
     markers: bytes
     features: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
 
     def encode(self) -> bytes:
-        head = {
+        head: dict[str, object] = {
             "checkpoint": self.checkpoint.hex,
             "shards": self.shards,
             "shard": self.shard,
@@ -129,6 +131,8 @@ class Index:
             "frames": len(self.frames),
             "features": list(self.features),
         }
+        if self.unfinished:
+            head["unfinished"] = list(self.unfinished)
         text = json.dumps(head, separators=(",", ":")).encode()
         rows = b"".join(
             _FRAME_ROW.pack(f.offset, f.stored_len, f.raw_len, f.checksum, f.records)
@@ -171,6 +175,7 @@ class Index:
                 frames=[FrameRow(*row) for row in _FRAME_ROW.iter_unpack(blob[at:rows_end])],
                 markers=blob[rows_end:],
                 features=features,
+                unfinished=tuple(str(name) for name in head.get("unfinished", ())),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise CorruptShard(f"index head does not make sense: {exc!r}") from exc

@@ -30,6 +30,7 @@ class Image:
         "size",
         "symlink_to",
         "uid",
+        "unfinished",
     )
 
     def __init__(self, name: str) -> None:
@@ -42,6 +43,7 @@ class Image:
         self.symlink_to: str | None = None
         self.extents = ExtentMap()
         self.pending: Pending | None = None
+        self.unfinished = False  # committed while somebody was writing it, and never since
 
     @property
     def length(self) -> int:
@@ -112,6 +114,10 @@ class Contents:
         """Forget files that were unlinked while they were open, see `hidden_name`."""
         for name in [n for n in self.images if n.startswith(BOOKKEEPING)]:
             del self.images[name]
+
+    def unfinished(self) -> list[str]:
+        """Images that whoever wrote them never closed, as far as commits tell."""
+        return sorted(name for name, image in self.images.items() if image.unfinished)
 
     def _selected(self, what: str) -> Image:
         if self._current is None:

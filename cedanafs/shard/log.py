@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, Final
@@ -92,6 +92,7 @@ class Log:
         self._touched: dict[Image, None] = {}
         self._unlinked = 0
         self._uncommitted = False
+        self._unfinished = contents.unfinished()  # as the last commit says
         self._sealed_from: tuple[int, list[int]] | None = None  # seq and shards' ends without it
 
     @classmethod
@@ -153,6 +154,8 @@ class Log:
         self._finish_run(image)
         if size != image.size:
             self._record(image.name, truncate=size)
+        if size == 0:
+            image.unfinished = False
         self.touch(image)
         image.mtime_ns = time.time_ns()
 
@@ -195,8 +198,12 @@ class Log:
 
     # Commit.
 
-    def prepare_commit(self) -> None:
-        """Deal all that a commit has to cover."""
+    def prepare_commit(self, being_written: Iterable[str] = ()) -> None:
+        """Deal all that a commit has to cover.
+
+        It says which images it may hold only in part: those *being_written*, by name, and those
+        that were when an earlier server died.
+        """
         self.check()
         for image in list(self._runs):
             self._finish_run(image)
@@ -210,6 +217,10 @@ class Log:
             )
         self._touched.clear()
         self._deal_open()
+        unfinished = sorted({*self.contents.unfinished(), *being_written})
+        if unfinished != self._unfinished:
+            self._unfinished = unfinished
+            self._uncommitted = True
 
     def complete_commit(self) -> None:
         """Make all that was dealt durable, and its index, on every shard; then the footers.
@@ -391,6 +402,7 @@ class Log:
                 content_end=content_end,
                 frames=appender.rows(),
                 markers=bytes(appender.markers),
+                unfinished=tuple(self._unfinished),
             )
             for appender, content_end in zip(self._appenders, content_ends, strict=True)
         ]

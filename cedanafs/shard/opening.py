@@ -296,14 +296,19 @@ def _check_set(
         raise MixedShards(
             f"{files[first.shards].path} is one too many: the checkpoint has {first.shards} shards"
         )
-    agreed = (first.shards, first.codec, first.content_seq, first.created_ns, first.committed_ns)
+    agreed = _common(first, footers[0])
     for file, index, footer in zip(files, indexes, footers, strict=True):
-        said = (index.shards, index.codec, index.content_seq, index.created_ns, index.committed_ns)
-        if said != agreed or (footer.sealed, footer.next_seq) != (
-            footers[0].sealed,
-            footers[0].next_seq,
-        ):
+        if _common(index, footer) != agreed:
             raise MixedShards(f"{file.path} does not agree with its neighbours on the commit")
+
+
+def _common(index: Index, footer: Footer) -> tuple[object, ...]:
+    """What all shards of one commit say alike."""
+    return (
+        (index.shards, index.codec, index.content_seq, index.created_ns, index.committed_ns),
+        index.unfinished,
+        (footer.sealed, footer.next_seq),
+    )
 
 
 def _frames(file: ShardFile, index: Index) -> list[Frame]:
@@ -369,4 +374,7 @@ def _replay(
             raise
         raise CorruptShard(f"{files[0].path.parent}: {exc}") from exc
     contents.drop_hidden()
+    for name in indexes[0].unfinished:
+        if (image := contents.images.get(name)) is not None:
+            image.unfinished = True
     return contents
