@@ -1,19 +1,9 @@
-"""Real CRIU, as root. What is missing fails the tests, it does not skip them."""
+"""Directories for real CRIU."""
 
-import os
 from pathlib import Path
 
 import pytest
 from rig import Rig
-
-from cedanafs.criu.binary import find_criu
-
-
-@pytest.fixture(scope="session")
-def criu_binary() -> str:
-    """$CRIU, or the criu that `make setup` installs. Fails where there is none, or without root."""
-    assert os.geteuid() == 0, "CRIU needs root"
-    return find_criu(os.environ.get("CRIU"))
 
 
 @pytest.fixture
