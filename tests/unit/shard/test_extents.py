@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +36,14 @@ def read(extents: ExtentMap, offset: int, length: int) -> bytes:
         else:
             out += CONTENT[piece.frame][piece.at : piece.at + piece.length]
     return out
+
+
+@pytest.fixture(autouse=True, scope="module", params=[2, 3, 1024])
+def _run_len(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Few changes must meet the borders of runs, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cedanafs.shard.extents.RUN_LEN", request.param)
+        yield
 
 
 @settings(max_examples=400)
