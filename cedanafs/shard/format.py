@@ -21,8 +21,25 @@ from cedanafs.shard.records import BOOKKEEPING, Marker, decode, encode
 
 VERSION: Final = 1
 MAX_SHARDS: Final = 256
-MAX_FRAME_LEN: Final = 64 << 20
-"""Most bytes that one frame may hold, decoded or stored; checked before any allocation."""
+MAX_FRAME_LEN: Final = 16 << 20
+"""Most bytes that one frame may hold, decoded or stored; checked before any allocation.
+
+Ours hold 2 MiB at most. A reader has several frames in memory at once, so this bounds what a
+hostile shard of a few KiB can make it take.
+"""
+
+MAX_INDEX_LEN: Final = 256 << 20
+"""Most bytes of index in one commit, over all its shards.
+
+Some 70 bytes speak of 1 MiB of image, so this is enough for 3 TiB. A hostile one of 10-byte
+records takes some two minutes and 4 GiB to open (tests/fuzz/test_bounds.py measures).
+"""
+
+MAX_COMMIT_LEN: Final = MAX_INDEX_LEN + MAX_INDEX_LEN // 64 + 4096
+"""Most bytes that a shard's part of a commit takes, with the units that the index is cut into."""
+
+MAX_SEQ: Final = 1 << 62
+"""No sequence number is beyond it, so that whoever goes on writing has some left."""
 
 _HEADER: Final = struct.Struct("<4sBBHIIQ16s")
 _CHECK: Final = struct.Struct("<Q")
@@ -83,6 +100,8 @@ class Header:
             raise CorruptShard(f"frame header of unknown kind {kind}")
         if kind == Kind.DATA and not 0 < max(stored_len, raw_len) <= MAX_FRAME_LEN:
             raise CorruptShard(f"frame header with lengths {stored_len} and {raw_len}")
+        if kind == Kind.COMMIT and (stored_len > MAX_COMMIT_LEN or raw_len > MAX_INDEX_LEN):
+            raise CorruptShard(f"commit header with lengths {stored_len} and {raw_len}")
         return cls(Kind(kind), shard, stored_len, raw_len, digest, UUID(bytes=uuid))
 
 
@@ -124,12 +143,10 @@ class Carrier:
             if len(data) < length:
                 raise CorruptShard("bookkeeping record cut short")
             marker = decode(data[4:length])
-            blob = marker.hidden or b""
-            unit = self.hide(blob, marker.seq)
+            blob, seq = marker.hidden or b"", marker.seq
         else:
-            blob = data[codec.hide_head : codec.hide_head + blob_len]
-            unit = codec.hide(blob)
-        if len(blob) != blob_len or data[: len(unit)] != unit:
+            blob, seq = data[codec.hide_head : codec.hide_head + blob_len], 0
+        if len(blob) != blob_len or not data.startswith(unit := self.hide(blob, seq)):
             raise CorruptShard("not a bookkeeping unit")
         return blob, len(unit)
 

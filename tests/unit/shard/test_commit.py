@@ -24,20 +24,30 @@ from cedanafs.shard.commit import (
 )
 from cedanafs.shard.format import (
     HEADER_LEN,
+    MAX_COMMIT_LEN,
     MAX_FRAME_LEN,
+    MAX_INDEX_LEN,
     Carrier,
     Header,
     Kind,
     checked,
 )
-from cedanafs.shard.records import parse
+from cedanafs.shard.records import Marker, encode, parse
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 u16, u32, u64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
 lengths = st.integers(1, MAX_FRAME_LEN)
 headers = st.one_of(
     st.builds(Header, st.just(Kind.DATA), u16, lengths, lengths, u64, st.uuids()),
-    st.builds(Header, st.just(Kind.COMMIT), u16, u32, u32, u64, st.uuids()),
+    st.builds(
+        Header,
+        st.just(Kind.COMMIT),
+        u16,
+        st.integers(0, MAX_COMMIT_LEN),
+        st.integers(0, MAX_INDEX_LEN),
+        u64,
+        st.uuids(),
+    ),
 )
 footers = st.builds(Footer, u16, st.booleans(), u64, u64, u64, u64, st.uuids())
 indexes = st.builds(
@@ -141,6 +151,20 @@ def test_a_frame_of_impossible_length_is_refused(lens: tuple[int, int]) -> None:
     header = Header(Kind.DATA, 0, *lens, 0, UUID(int=1))
     with pytest.raises(CorruptShard, match="lengths"):
         Header.decode(header.encode())
+
+
+@pytest.mark.parametrize("lens", [(MAX_COMMIT_LEN + 1, 5), (5, MAX_INDEX_LEN + 1)])
+def test_a_commit_of_impossible_length_is_refused(lens: tuple[int, int]) -> None:
+    header = Header(Kind.COMMIT, 0, *lens, 0, UUID(int=1))
+    with pytest.raises(CorruptShard, match="lengths"):
+        Header.decode(header.encode())
+
+
+def test_a_record_with_too_much_hidden_in_it_is_no_unit() -> None:
+    """Its marker fits, but not with the name that our units have."""
+    record = encode(Marker(seq=1, image_eof=True, hidden=bytes(10_225)))
+    with pytest.raises(CorruptShard):
+        Carrier(codec_of("none")).unhide(record, HEADER_LEN)
 
 
 def with_head(**changes: object) -> bytes:
