@@ -14,6 +14,9 @@ from cedanafs.shard.records import BOOKKEEPING, Marker
 
 MAX_FILE_LEN: Final = 1 << 62
 MAX_NAME_LEN: Final = 255
+MAX_LINK_LEN: Final = 4095
+MAX_IMAGES: Final = 1 << 20
+"""Most image files in one checkpoint; each takes 400 bytes of memory, and 12 in an index."""
 DEFAULT_MODE: Final = 0o644
 
 
@@ -81,6 +84,12 @@ def is_image_name(name: str) -> bool:
     )
 
 
+def is_link_target(target: str) -> bool:
+    """Whether *target* can be the text of a symbolic link; wherever that leads."""
+    length = len(target.encode("utf-8", "surrogateescape"))
+    return 1 <= length <= MAX_LINK_LEN and "\0" not in target
+
+
 class Contents:
     """The image files of a checkpoint by name."""
 
@@ -101,9 +110,11 @@ class Contents:
             self._select(marker)
         elif marker.file_data is not None:
             image = self._selected("file_data")
+            if image.symlink_to is not None:
+                raise CorruptShard(f"{image.name!r}: data for a symbolic link")
             start = image.size if marker.offset is None else marker.offset
             if start + marker.file_data > MAX_FILE_LEN:
-                raise CorruptShard(f"{image.name}: data at offset {start}, beyond any file")
+                raise CorruptShard(f"{image.name!r}: data at offset {start}, beyond any file")
             image.extents.put(start, frame, at, marker.file_data)
             image.size = max(image.size, start + marker.file_data)
         elif marker.file_eof:
@@ -130,25 +141,31 @@ class Contents:
             self._current = None
             return
         if not is_image_name(name) and not _is_hidden_name(name):
-            raise CorruptShard(f"a record names {name!r}, which is no file name")
+            raise CorruptShard(f"a record names {name[:60]!r}, which is no file name")
         if marker.unlink:
             if self.images.pop(name, None) is None:
-                raise CorruptShard(f"{name}: unlinked, but never created")
+                raise CorruptShard(f"{name!r}: unlinked, but never created")
             self._current = None
             return
         image = self.images.get(name)
         if image is None:
+            if len(self.images) >= MAX_IMAGES:
+                raise CorruptShard(f"more than {MAX_IMAGES} image files")
             image = self.images[name] = Image(name)
         self._current = image
         if marker.rename_to is not None:
             self._rename(image, marker.rename_to)
         if marker.truncate is not None:
             if marker.truncate > MAX_FILE_LEN:
-                raise CorruptShard(f"{name}: truncated to {marker.truncate} bytes")
+                raise CorruptShard(f"{name!r}: truncated to {marker.truncate} bytes")
             image.extents.truncate(marker.truncate)
             image.size = marker.truncate
         if marker.symlink_to is not None:
+            if not is_link_target(marker.symlink_to):
+                raise CorruptShard(f"{name!r}: links to {marker.symlink_to[:60]!r}")
             image.symlink_to = marker.symlink_to
+        if image.symlink_to is not None and image.size:
+            raise CorruptShard(f"{name!r}: a symbolic link of {image.size} bytes")
         if marker.mode is not None:
             image.mode = marker.mode & 0o7777
         if marker.uid is not None:
@@ -160,7 +177,7 @@ class Contents:
 
     def _rename(self, image: Image, name: str) -> None:
         if not is_image_name(name) and not _is_hidden_name(name):
-            raise CorruptShard(f"{image.name}: renamed to {name!r}, which is no file name")
+            raise CorruptShard(f"{image.name!r}: renamed to {name[:60]!r}, which is no file name")
         del self.images[image.name]
         image.name = name
         self.images[name] = image

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cedanafs.errors import CorruptShard
-from cedanafs.shard.contents import MAX_FILE_LEN, Contents, hidden_name, is_image_name
+from cedanafs.shard.contents import (
+    MAX_FILE_LEN,
+    Contents,
+    hidden_name,
+    is_image_name,
+    is_link_target,
+)
 from cedanafs.shard.extents import Frame
 from cedanafs.shard.records import BOOKKEEPING, Marker
 
@@ -40,7 +46,7 @@ records = st.one_of(
             "truncate": u64,
             "unlink": st.booleans(),
             "rename_to": names,
-            "symlink_to": names,
+            "symlink_to": st.one_of(names, st.sampled_from(["../1", "x" * 4096])),
         },
     ),
 )
@@ -60,6 +66,9 @@ def test_any_records_make_sense_or_are_corrupt(some: list[dict]) -> None:
         assert 0 <= image.mode <= 0o7777
         assert 0 <= image.uid < 1 << 32
         assert 0 <= image.mtime_ns <= MAX_FILE_LEN
+        if image.symlink_to is not None:
+            assert is_link_target(image.symlink_to)
+            assert image.size == 0
 
 
 @pytest.mark.parametrize(
@@ -78,11 +87,31 @@ def test_any_records_make_sense_or_are_corrupt(some: list[dict]) -> None:
         [{"filename": f"{BOOKKEEPING}-unlinked-"}],
         [{"filename": f"{BOOKKEEPING}-unlinked-١"}],  # noqa: RUF001 - a digit that is not ASCII
         [{"filename": f"{BOOKKEEPING}x"}],
+        *([{"filename": "a", "symlink_to": to}] for to in ("", "a\0b", "x" * 4096)),
+        [{"filename": "a", "symlink_to": "b"}, {"file_data": 1}],
+        [{"filename": "a", "symlink_to": "b"}, {"filename": "a", "truncate": 1}],
+        [{"filename": "a"}, {"file_data": 1}, {"filename": "a", "symlink_to": "b"}],
     ],
 )
 def test_what_makes_no_sense_is_refused(some: list[dict]) -> None:
     with pytest.raises(CorruptShard):
         applied(*some)
+
+
+def test_there_are_only_so_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cedanafs.shard.contents.MAX_IMAGES", 2)
+    contents = applied({"filename": "a"}, {"filename": "b"}, {"filename": "a"})
+    with pytest.raises(CorruptShard, match="more than 2"):
+        applied({"filename": "c"}, contents=contents)
+    applied({"filename": "a", "unlink": True}, {"filename": "c"}, contents=contents)
+
+
+def test_what_is_refused_is_told_in_a_short_line() -> None:
+    for record in ({"filename": "\n/" * 4000}, {"filename": "a", "symlink_to": "\n" * 9000}):
+        with pytest.raises(CorruptShard) as refused:
+            applied(record)
+        assert len(str(refused.value)) < 300
+        assert str(refused.value).isprintable()
 
 
 def test_a_name_is_one_component_of_at_most_255_bytes() -> None:
