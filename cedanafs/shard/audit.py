@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -11,7 +13,7 @@ from typing import Final
 from cedanafs.errors import CheckpointIncomplete, CorruptShard, StoreError, UsageError
 from cedanafs.shard.commit import commit_in
 from cedanafs.shard.contents import Image
-from cedanafs.shard.extents import Frame
+from cedanafs.shard.extents import Frame, Slice
 from cedanafs.shard.format import Carrier, Kind
 from cedanafs.shard.opening import Opened, at_place, open_checkpoint, walk
 from cedanafs.shard.reader import load_frame
@@ -19,7 +21,6 @@ from cedanafs.shard.records import parse
 from cedanafs.shard.store import ShardFile
 
 INVENTORY: Final = "inventory.img"
-_CHUNK: Final = 1 << 20
 
 Progress = Callable[[int], None]
 """Called with the bytes that were done since the last call."""
@@ -117,21 +118,16 @@ def _checked_units(opened: Opened, k: int, file: ShardFile) -> Iterator[None]:
 def extract(directory: Path, target: Path, progress: Progress = lambda _: None) -> int:
     """Write every image file of the checkpoint into *target*, plain; returns how many.
 
-    *target* is made, or must be an empty directory; nothing outside it is touched, whatever the
-    names in the checkpoint. Raises: UsageError, CheckpointError, StoreError.
+    *target* is made, or must be an empty directory in which nobody else can write. Nothing
+    outside it is touched, whatever the names and links in the checkpoint; holes take no space;
+    setuid, setgid and sticky bits, which CRIU's images never have, are left out.
+    Raises: UsageError, CheckpointError, StoreError.
     """
     opened = open_checkpoint(directory)
     try:
+        root = _new_directory(target)
         try:
-            target.mkdir(mode=0o700, exist_ok=True)
-            if any(target.iterdir()):
-                raise UsageError(f"{target} is not empty: extract into a new directory")
-            root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except OSError as exc:
-            raise UsageError(f"cannot extract into {target}: {exc.strerror}") from exc
-        try:
-            for image in opened.contents.images.values():
-                _extract_image(opened, image, root, progress)
+            _extract_into(root, opened, progress)
         except OSError as exc:
             raise StoreError(
                 f"cannot write into {target}: {exc.strerror}", os_errno=exc.errno
@@ -143,37 +139,115 @@ def extract(directory: Path, target: Path, progress: Progress = lambda _: None) 
         opened.close()
 
 
-def image_bytes(opened: Opened, image: Image) -> Iterator[bytes | memoryview]:
-    """The image's bytes, piece by piece. Raises: CorruptShard naming image, shard and offset."""
-    last: tuple[Frame, bytes] | None = None
-    offset = 0
-    for piece in image.extents.slices(0, image.size):
-        if piece.frame is None:
-            for at in range(0, piece.length, _CHUNK):
-                yield bytes(min(_CHUNK, piece.length - at))
-        else:
-            if last is None or last[0] is not piece.frame:
-                try:
-                    file = opened.files[piece.frame.shard]
-                    last = piece.frame, load_frame(file, opened.codec, piece.frame)
-                except CorruptShard as exc:
-                    raise CorruptShard(f"{image.name} at offset {offset}: {exc}") from exc
-            yield memoryview(last[1])[piece.at : piece.at + piece.length]
-        offset += piece.length
+def _new_directory(target: Path) -> int:
+    try:
+        target.mkdir(mode=0o700, exist_ok=True)
+        root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        raise UsageError(f"cannot extract into {target}: {exc.strerror}") from exc
+    try:
+        found = os.fstat(root)
+        if os.listdir(root):
+            raise UsageError(f"{target} is not empty: extract into a new directory")
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            raise UsageError(f"others can write in {target}: extract into a new directory")
+    except BaseException:
+        os.close(root)
+        raise
+    return root
 
 
-def _extract_image(opened: Opened, image: Image, root: int, progress: Progress) -> None:
+# Names come from the checkpoint: they are one path component, checked when it was opened, and are
+# used with the directory's descriptor only. Nobody else can put a link in their place meanwhile.
+
+_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MADE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _extract_into(root: int, opened: Opened, progress: Progress) -> None:
+    images = list(opened.contents.images.values())
+    plan = _plan(images)
+    needed = sum(piece.length for places in plan.values() for _, _, piece in places)
+    space = os.statvfs(root)
+    if space.f_blocks and needed > space.f_bfree * space.f_frsize:
+        raise OSError(errno.ENOSPC, f"{needed} bytes to write, and less is free")
+    for image in images:
+        _create(root, image)
+    for frame, places in plan.items():
+        _fill(root, opened, frame, places)
+        progress(sum(piece.length for _, _, piece in places))
+    for image in images:
+        _finish(root, image)
+    progress(sum(image.size for image in images) - needed)
+
+
+_Place = tuple[Image, int, Slice]
+"""An image, an offset in it, and what lies there."""
+
+
+def _plan(images: Sequence[Image]) -> dict[Frame, list[_Place]]:
+    """Where the bytes of each frame go, in the order of the images.
+
+    So each frame is decoded once. In an image whose extents take turns in two large frames it
+    would otherwise be once for each extent.
+    """
+    plan: dict[Frame, list[_Place]] = {}
+    for image in images:
+        for offset, piece in image.extents:
+            assert piece.frame is not None
+            plan.setdefault(piece.frame, []).append((image, offset, piece))
+    return plan
+
+
+def _create(root: int, image: Image) -> None:
+    name = _path(image.name)
     if image.symlink_to is not None:
-        os.symlink(image.symlink_to, image.name, dir_fd=root)
-        os.chown(image.name, image.uid, image.gid, dir_fd=root, follow_symlinks=False)
+        os.symlink(_path(image.symlink_to), name, dir_fd=root)
     else:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(image.name, flags, 0o600, dir_fd=root)
-        with open(fd, "wb") as out:
-            for piece in image_bytes(opened, image):
-                out.write(piece)
-                progress(len(piece))
-            out.truncate(image.size)
+        fd = os.open(name, _NEW, 0o600, dir_fd=root)
+        try:
+            os.ftruncate(fd, image.size)  # what is not written to is a hole
+        finally:
+            os.close(fd)
+
+
+def _fill(root: int, opened: Opened, frame: Frame, places: Sequence[_Place]) -> None:
+    try:
+        raw = memoryview(load_frame(opened.files[frame.shard], opened.codec, frame))
+    except CorruptShard as exc:
+        image, offset, _ = places[0]
+        raise CorruptShard(f"{image.name!r} at offset {offset}: {exc}") from exc
+    for image, some in itertools.groupby(places, key=lambda place: place[0]):
+        fd = os.open(_path(image.name), _MADE, dir_fd=root)
+        try:
+            for _, offset, piece in some:
+                left = raw[piece.at : piece.at + piece.length]
+                while left:
+                    done = os.pwrite(fd, left, offset)
+                    left = left[done:]
+                    offset += done
+        finally:
+            os.close(fd)
+
+
+def _finish(root: int, image: Image) -> None:
+    name, times = _path(image.name), (image.mtime_ns, image.mtime_ns)
+    owned = os.geteuid() == 0
+    if image.symlink_to is not None:
+        if owned:
+            os.chown(name, image.uid, image.gid, dir_fd=root, follow_symlinks=False)
+        os.utime(name, ns=times, dir_fd=root, follow_symlinks=False)
+        return
+    fd = os.open(name, _MADE, dir_fd=root)
+    try:
+        os.fchmod(fd, image.mode & 0o777)
+        if owned:
             os.fchown(fd, image.uid, image.gid)
-            os.fchmod(fd, image.mode)  # after chown, which takes setuid bits away
-    os.utime(image.name, ns=(image.mtime_ns, image.mtime_ns), dir_fd=root, follow_symlinks=False)
+        os.utime(fd, ns=times)
+    finally:
+        os.close(fd)
+
+
+def _path(text: str) -> bytes:
+    """As it stands in the records, whatever the locale."""
+    return text.encode("utf-8", "surrogateescape")
