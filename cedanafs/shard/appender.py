@@ -35,6 +35,7 @@ class Appender:
         self.committed_end = end
         self.frames = list(frames)
         self.markers = bytearray(markers)
+        self._footer_at = end
         self._carrier = carrier
         self._checkpoint = checkpoint
 
@@ -59,13 +60,18 @@ class Appender:
 
     def append_footer(self, unit: bytes) -> None:
         """Append the unit that completes a commit, and make it durable."""
+        self._footer_at = self.end
         self._append([unit])
         self.file.sync()
         self.committed_end = self.end
 
+    def cut_footer(self) -> None:
+        """Undo `append_footer`; on every shard before `cut` on any."""
+        cut(self.file, self._footer_at)
+
     def cut(self, end: int) -> None:
         """Take off what a seal has appended behind *end*."""
-        self.file.truncate(end)
+        cut(self.file, end)
         self.end = self.committed_end = end
 
     def _append(self, units: Sequence[bytes]) -> None:
@@ -76,3 +82,15 @@ class Appender:
         return [
             FrameRow(f.offset, f.stored_len, f.raw_len, f.checksum, f.records) for f in self.frames
         ]
+
+
+def cut(file: ShardFile, end: int) -> None:
+    """Take off what is behind *end*, for good.
+
+    A footer vouches for the indexes of all shards, and a crash may clear what was to be cut off
+    and leave its length: so the footers go first, on all shards, and then the rest. And a crash
+    may keep bytes written later but not the cut: so nothing is written before it is durable.
+    """
+    if file.length() > end:
+        file.truncate(end)
+        file.sync()

@@ -15,9 +15,10 @@ from cedanafs.shard.commit import commit_in
 from cedanafs.shard.contents import Image
 from cedanafs.shard.extents import Frame, Slice
 from cedanafs.shard.format import Carrier, Kind
-from cedanafs.shard.opening import Opened, at_place, open_checkpoint, walk
+from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.reader import load_frame
 from cedanafs.shard.records import parse
+from cedanafs.shard.scan import at_place, walk
 from cedanafs.shard.store import ShardFile
 
 INVENTORY: Final = "inventory.img"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cedanafs.errors import CedanaFsError, StoreBusy
-from cedanafs.shard.appender import Appender
+from cedanafs.shard.appender import Appender, cut
 from cedanafs.shard.codec import Codec
 from cedanafs.shard.contents import Contents
 from cedanafs.shard.format import Carrier
@@ -108,15 +108,16 @@ class Checkpoint:
             files[0].lock()
             if [file.length() for file in files] != opened.lengths:
                 raise StoreBusy(f"{self.directory}: changed by another server since it was read")
+            for ends in (opened.footers, opened.ends):
+                for k, (file, end) in enumerate(zip(files, ends, strict=True)):
+                    cut(file, end)
+                    opened.lengths[k] = min(opened.lengths[k], end)  # for who tries again
         except BaseException:
             for file in files:
                 file.close()
             raise
         self._replaced = self.files  # a reader's thread may be using them just now
         self.files = files
-        for file, length, end in zip(files, opened.lengths, opened.ends, strict=True):
-            if length != end:
-                file.truncate(end)
         if opened.checkpoint is None:  # no commit ever completed: nothing of it is kept
             return Log.create(files, opened.codec, lanes)
         carrier = Carrier(opened.codec)

@@ -33,11 +33,14 @@ from cedanafs.shard.records import Marker, encode, parse
 KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
 
 _FOOTER: Final = struct.Struct("<4sBBHQQQQ16s")
-_FOOTER_MAGIC, _INDEX_MAGIC = b"CdEn", b"CdIx"
+FOOTER_MAGIC: Final = b"CdEn"
+_INDEX_MAGIC: Final = b"CdIx"
 _INDEX_HEAD: Final = struct.Struct("<4sI")
 _FRAME_ROW: Final = struct.Struct("<QIIQI")
 
 FOOTER_LEN: Final = _FOOTER.size + 8
+FOOTER_DEPENDS: Final = (range(32, 40), range(56, 64))
+"""The bytes of a footer that the shard's own index does not determine: next_seq, checksum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class Footer:
     def encode(self) -> bytes:
         return checked(
             _FOOTER.pack(
-                _FOOTER_MAGIC,
+                FOOTER_MAGIC,
                 VERSION,
                 self.sealed,
                 self.shard,
@@ -74,10 +77,17 @@ class Footer:
     @classmethod
     def decode(cls, blob: bytes) -> Footer:
         """Raises: CorruptShard, UnknownFeature."""
-        body = unchecked(blob, FOOTER_LEN, _FOOTER_MAGIC, "footer")
+        body = unchecked(blob, FOOTER_LEN, FOOTER_MAGIC, "footer")
         _, version, sealed, shard, commit, offset, previous, seq, uuid = _FOOTER.unpack(body)
         known_version(version)
         return cls(shard, bool(sealed), commit, offset, previous, seq, UUID(bytes=uuid))
+
+    def belongs_to(self, index: Index) -> bool:
+        return (self.checkpoint, self.shard, self.commit) == (
+            index.checkpoint,
+            index.shard,
+            index.commit,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +218,8 @@ def units_of_commit(
             seq += carrier.seqs_per_unit
         footer = Footer(
             k, sealed, index.commit, offsets[k], previous_ends[k], next_seq, index.checkpoint
-        ).encode()
-        if sealed and k == 0 and not carrier.codec.hides:
-            behind.append(_image_end(footer, seq))
-        else:
-            behind.append(carrier.hide(footer, seq))
+        )
+        behind.append(footer_unit(footer, carrier, seq))
         seq += carrier.seqs_per_unit
         header = Header(
             Kind.COMMIT,
@@ -232,54 +239,61 @@ def footer_in(tail: bytes, carrier: Carrier) -> Footer:
     return Footer.decode(tail[max(end - FOOTER_LEN, 0) : end])
 
 
-def commit_in(units: bytes, carrier: Carrier, *, whole: bool = True) -> tuple[Index, Footer]:
-    """What *units*, all the units of one commit, say; each must be what was written, bit for bit.
+def footer_unit(footer: Footer, carrier: Carrier, seq: int) -> bytes:
+    """The bytes that end a commit; their first sequence number, if they take one, is *seq*."""
+    blob = footer.encode()
+    if footer.sealed and footer.shard == 0 and not carrier.codec.hides:
+        # The end of the bookkeeping file, then of the image; nothing may follow.
+        return encode(Marker(seq=seq, file_eof=True)) + encode(
+            Marker(seq=seq + 1, image_eof=True, hidden=blob)
+        )
+    return carrier.hide(blob, seq)
 
-    Without *whole*, what other readers need around the footer may be damaged: its own bytes and
-    the index vouch for the content.
-    Raises: CorruptShard, UnknownFeature.
+
+@dataclass(frozen=True, slots=True)
+class IndexUnits:
+    """The units of a commit but the last: where that begins and ends among them, and its seq."""
+
+    index: Index
+    footer_at: int
+    end: int
+    seq: int
+
+
+def index_in(units: bytes, carrier: Carrier) -> IndexUnits:
+    """What the commit at the start of *units* says, whether or not its footer is there.
+
+    All but the footer must be what was written, bit for bit. Raises: CorruptShard, UnknownFeature.
     """
     blob, at = carrier.unhide(units, HEADER_LEN)
     header = Header.decode(blob)
-    if header.kind != Kind.COMMIT or header.stored_len != len(units) - at:
+    if header.kind != Kind.COMMIT:
         raise CorruptShard("not a commit")
     blob, used = carrier.unhide_pieces(units[at:], header.raw_len)
     if checksum(blob) != header.checksum:
         raise CorruptShard("index damaged: its checksum does not match")
-    rest = units[at + used :]
-    footer = footer_in(rest, carrier)
-    if whole:
-        _check_envelope(units, rest, footer, carrier)
-    index = Index.decode(blob)
-    if (index.checkpoint, index.shard, index.commit) != (
-        footer.checkpoint,
-        footer.shard,
-        footer.commit,
-    ):
-        raise CorruptShard("index and footer do not belong together")
-    return index, footer
-
-
-def _check_envelope(units: bytes, last: bytes, footer: Footer, carrier: Carrier) -> None:
-    """The footer's unit or units, *last*, are as written; so is the order of all *units*."""
     seq = 0
-    expected = []
     if not carrier.codec.hides:
-        seqs = [marker.seq for marker, _ in parse(units, payloads=True)]
-        if seqs != list(range(seqs[0], seqs[0] + len(seqs))):
+        seqs = [marker.seq for marker, _ in parse(units[: at + used], payloads=True)]
+        seq = seqs[0] + len(seqs)
+        if seqs != list(range(seqs[0], seq)):
             raise CorruptShard("a commit's records are out of order")
-        seq = seqs[-1]
-        expected.append(_image_end(footer.encode(), seq - 1))
-    expected.append(carrier.hide(footer.encode(), seq))
-    if last not in expected:
+    return IndexUnits(Index.decode(blob), at + used, at + header.stored_len, seq)
+
+
+def commit_in(units: bytes, carrier: Carrier) -> tuple[Index, Footer]:
+    """What *units*, all the units of one commit, say; each must be what was written, bit for bit.
+
+    Raises: CorruptShard, UnknownFeature.
+    """
+    found = index_in(units, carrier)
+    rest = units[found.footer_at :]
+    footer = footer_in(rest, carrier)
+    if found.end != len(units) or rest != footer_unit(footer, carrier, found.seq):
         raise CorruptShard("footer damaged")
-
-
-def _image_end(footer: bytes, seq: int) -> bytes:
-    """Codec `none`: the end of the bookkeeping file, then of the image; nothing may follow."""
-    return encode(Marker(seq=seq, file_eof=True)) + encode(
-        Marker(seq=seq + 1, image_eof=True, hidden=footer)
-    )
+    if not footer.belongs_to(found.index):
+        raise CorruptShard("index and footer do not belong together")
+    return found.index, footer
 
 
 def _natural(head: dict[str, Any], key: str) -> int:

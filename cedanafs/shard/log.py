@@ -336,11 +336,15 @@ class Log:
             self._seq, ends = self._sealed_from
             self._sealed_from = None
             self._commit -= 1
+            gone = [self._lanes.submit(a.k, a.cut_footer) for a in self._appenders]
             for appender, end in zip(self._appenders, ends, strict=True):
-                self._lanes.land(appender.k, 0, partial(self._cut, appender, end))
+                self._lanes.land(appender.k, 0, partial(self._cut, appender, end, gone))
 
-    def _cut(self, appender: Appender, end: int) -> None:
+    def _cut(self, appender: Appender, end: int, footers_gone: Sequence[Future[None]]) -> None:
+        """On the lane, which waits for others; what those wait for was queued before."""
         try:
+            for footer_gone in footers_gone:
+                footer_gone.result()
             appender.cut(end)
         except BaseException as exc:
             self._fail(exc)

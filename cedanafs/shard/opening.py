@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 from uuid import UUID
 
 from cedanafs.errors import (
@@ -22,12 +23,23 @@ from cedanafs.errors import (
     UsageError,
 )
 from cedanafs.shard.codec import EXTENSIONS, Codec, codec_of
-from cedanafs.shard.commit import FOOTER_LEN, Footer, Index, commit_in, footer_in
+from cedanafs.shard.commit import Footer, Index
 from cedanafs.shard.contents import Contents
 from cedanafs.shard.extents import Frame
-from cedanafs.shard.format import HEADER_LEN, MAX_FRAME_LEN, Carrier, Header, Kind
+from cedanafs.shard.format import MAX_FRAME_LEN, Carrier
 from cedanafs.shard.records import Marker, parse
+from cedanafs.shard.scan import (
+    Commit,
+    Pending,
+    Scan,
+    begins_like_a_shard,
+    commit_before,
+    is_torn,
+    scan,
+)
 from cedanafs.shard.store import ShardFile, require_shards
+
+_NO_SHARD: Final = "{} is not a shard of cedanafs, or its beginning is damaged: {}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +48,8 @@ class Opened:
 
     `commit` 0 means that no commit ever completed: the contents are empty. `ends` is where the
     next writer goes on (behind the commit, or before the seal that it cuts off), `lengths` the
-    shards' lengths; what lies between is not part of the checkpoint.
+    shards' lengths; what lies between is not part of the checkpoint. If there is a footer in it,
+    it begins at `footers`, which is the shard's length otherwise.
     """
 
     directory: Path
@@ -54,6 +67,7 @@ class Opened:
     markers: list[bytes] = field(default_factory=list)
     commit_ends: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+    footers: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
     @property
@@ -83,68 +97,32 @@ def open_checkpoint(directory: Path) -> Opened:
         raise
 
 
-def walk(
-    file: ShardFile, carrier: Carrier, end: int, at: int = 0
-) -> Iterator[tuple[int, Header, int]]:
-    """Each frame and commit from *at* on: where its header begins, the header, where its body.
-
-    Stops at *end*. Raises: CorruptShard at the first byte that is not what was written.
-    """
-    unit_len = carrier.unit_len(HEADER_LEN)
-    while at < end:
-        with at_place(file, at):
-            data = file.read_at(at, min(unit_len, end - at))
-            blob, used = carrier.unhide(data, HEADER_LEN)
-            header = Header.decode(blob)
-            body = at + used
-            if header.stored_len > end - body:
-                raise CorruptShard(f"a frame of {header.stored_len} bytes does not end in the file")
-        yield at, header, body
-        at = body + header.stored_len
-
-
-class at_place:
-    """Adds shard and offset to the CorruptShard that leaves the block."""
-
-    def __init__(self, file: ShardFile, offset: int) -> None:
-        self._file, self._offset = file, offset
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
-        if type(exc) is CorruptShard and not str(exc).startswith(str(self._file.path)):
-            raise CorruptShard(f"{self._file.path} at offset {self._offset}: {exc}") from None
-
-
 def _opened(directory: Path, files: list[ShardFile]) -> Opened:
     codec = codec_of(EXTENSIONS[files[0].path.suffix])
     carrier = Carrier(codec)
     lengths = [file.length() for file in files]
-    found = [
-        _last_commit(file, carrier, length) for file, length in zip(files, lengths, strict=True)
-    ]
-    commit = _common_commit(directory, files, found)
+    scans = [scan(file, carrier, length) for file, length in zip(files, lengths, strict=True)]
+    commit = _common_commit(files, carrier, lengths, scans)
     if commit == 0:
         zeros = [0] * len(files)
         return Opened(
             directory, files, codec, lengths=lengths, commit_ends=zeros, ends=zeros,
+            footers=_footers_behind(scans, zeros, lengths),
             frames=[[] for _ in files], markers=[b"" for _ in files],
         )  # fmt: skip
-    places = [
-        _at_commit(file, carrier, place, commit)
-        for file, place in zip(files, found, strict=True)
-        if place is not None
+    commits = [
+        _at_commit(file, carrier, each.last, commit)
+        for file, each in zip(files, scans, strict=True)
+        if each.last is not None
     ]
-    footers = [footer for footer, _ in places]
-    indexes = [
-        _read_index(file, carrier, footer, end)
-        for file, (footer, end) in zip(files, places, strict=True)
-    ]
+    footers = [each.footer for each in commits]
+    indexes = [each.index for each in commits]
     _check_set(directory, files, footers, indexes)
     frames = [_frames(file, index) for file, index in zip(files, indexes, strict=True)]
     first = indexes[0]
     sealed = footers[0].sealed
+    commit_ends = [each.end for each in commits]
+    ends = [index.content_end for index in indexes] if sealed else commit_ends
     return Opened(
         directory,
         files,
@@ -159,67 +137,55 @@ def _opened(directory: Path, files: list[ShardFile]) -> Opened:
         contents=_replay(files, frames, indexes),
         frames=frames,
         markers=[index.markers for index in indexes],
-        commit_ends=[end for _, end in places],
-        ends=[
-            index.content_end if sealed else end
-            for index, (_, end) in zip(indexes, places, strict=True)
-        ],
+        commit_ends=commit_ends,
+        ends=ends,
+        footers=_footers_behind(scans, ends, lengths),
         lengths=lengths,
     )
 
 
-def _last_commit(file: ShardFile, carrier: Carrier, length: int) -> tuple[Footer, int] | None:
-    """The footer of the shard's last whole commit and where it ends; None where there is none."""
-    if length == 0:
-        return None
-    footer = _footer_before(file, carrier, length)
-    if footer is not None:
-        return footer, length
-    last: tuple[Footer, int] | None = None
-    try:
-        for _, header, body in walk(file, carrier, length):
-            end = body + header.stored_len
-            if header.kind == Kind.COMMIT and (footer := _footer_before(file, carrier, end)):
-                last = footer, end
-    except CorruptShard as torn:
-        if last is None:
-            # Nothing of ours at the very beginning: not a torn shard, but something else.
-            try:
-                next(walk(file, carrier, length))
-            except CorruptShard:
-                raise CorruptShard(
-                    f"{file.path} is not a shard of cedanafs, or its beginning is damaged: {torn}"
-                ) from None
-    return last
-
-
-def _footer_before(file: ShardFile, carrier: Carrier, end: int) -> Footer | None:
-    length = FOOTER_LEN + carrier.codec.hide_tail
-    if end < length:
-        return None
-    try:
-        footer = footer_in(file.read_at(end - length, length), carrier)
-        return footer if footer.commit_offset < end else None
-    except CorruptShard:
-        return None
+def _footers_behind(
+    scans: Sequence[Scan], ends: Sequence[int], lengths: Sequence[int]
+) -> list[int]:
+    return [
+        each.last.footer_at if each.last is not None and each.last.end > end else length
+        for each, end, length in zip(scans, ends, lengths, strict=True)
+    ]
 
 
 def _common_commit(
-    directory: Path, files: Sequence[ShardFile], found: Sequence[tuple[Footer, int] | None]
+    files: Sequence[ShardFile], carrier: Carrier, lengths: Sequence[int], scans: Sequence[Scan]
 ) -> int:
     """The last commit that every shard has; 0 where none has one.
 
-    A crash leaves shards at most one commit apart, and no footer before every shard has its
-    index: anything else was put together wrongly.
+    Raises: MixedShards, CorruptShard when it is not a crash that has left the shards so: they are
+    at most one commit apart then, and those that lack its footer have its index.
     """
-    present = [place[0] for place in found if place is not None]
+    commits = [each.last.footer.commit if each.last else 0 for each in scans]
+    high = max(commits)
+    told = _check_neighbours(files, scans, high)
+    for file, length, each, commit in zip(files, lengths, scans, commits, strict=True):
+        if told is not None and commit < high:
+            _require_begun(file, carrier, length, each, told)
+        elif each.pending is not None:
+            _require_torn(file, carrier, each, each.pending, None)
+        elif high == 0 and not begins_like_a_shard(file, carrier, length):
+            raise CorruptShard(_NO_SHARD.format(file.path, each.why))
+    return min(commits)
+
+
+def _check_neighbours(
+    files: Sequence[ShardFile], scans: Sequence[Scan], high: int
+) -> Commit | None:
+    """The shards are of one checkpoint, each in its place. Returns a commit with number *high*."""
+    present = [each.last for each in scans if each.last is not None]
     if not present:
-        return 0
-    owner, _ = Counter(footer.checkpoint for footer in present).most_common(1)[0]
-    for k, (file, place) in enumerate(zip(files, found, strict=True)):
-        if place is None:
+        return None
+    owner, _ = Counter(last.footer.checkpoint for last in present).most_common(1)[0]
+    for k, (file, each) in enumerate(zip(files, scans, strict=True)):
+        if each.last is None:
             continue
-        footer = place[0]
+        footer = each.last.footer
         if footer.checkpoint != owner:
             raise MixedShards(f"{file.path} belongs to another checkpoint than its neighbours")
         if footer.shard != k:
@@ -227,43 +193,57 @@ def _common_commit(
                 f"{file.path} is shard {footer.shard} of this checkpoint, not {k}: "
                 "shards were swapped or renamed"
             )
-    commits = [place[0].commit if place else 0 for place in found]
-    low, high = min(commits), max(commits)
-    behind = files[commits.index(low)]
-    empty = low < high and behind.length() == 0
-    if high - low > 1 or empty:
-        what = "is empty" if empty else f"is at commit {low}"
+    return next(last for last in present if last.footer.commit == high)
+
+
+def _require_begun(
+    file: ShardFile, carrier: Carrier, length: int, found: Scan, told: Commit
+) -> None:
+    """A shard that lacks the footer of a commit which a neighbour has: it has all the rest of it.
+
+    A crash between the footers leaves it so; anything else is damage.
+    """
+    high = told.footer.commit
+    own = found.last.footer.commit if found.last else 0
+    if length and found.broken_at == 0:
+        raise CorruptShard(_NO_SHARD.format(file.path, found.why))
+    if length == 0 or high - own > 1:
+        what = "is empty" if length == 0 else f"is at commit {own}"
         raise MixedShards(
-            f"{behind.path} {what}, other shards are at commit {high}: "
+            f"{file.path} {what}, other shards are at commit {high}: "
             "it was cut short, or comes from an older copy"
         )
-    return low
+    if found.pending is None or found.pending.index.commit != high:
+        raise CorruptShard(
+            f"{file.path} at offset {found.broken_at}: cut short or damaged, "
+            f"as other shards hold commit {high}: {found.why}"
+        )
+    _require_torn(file, carrier, found, found.pending, told)
 
 
-def _at_commit(
-    file: ShardFile, carrier: Carrier, place: tuple[Footer, int], commit: int
-) -> tuple[Footer, int]:
-    footer, end = place
-    if footer.commit != commit:
-        end = footer.previous_end
-        previous = _footer_before(file, carrier, end)
-        if previous is None or previous.commit != commit:
-            raise CorruptShard(
-                f"{file.path} at offset {end}: the footer of commit {commit} is gone"
-            )
-        footer = previous
-    return footer, end
+def _require_torn(
+    file: ShardFile, carrier: Carrier, found: Scan, pending: Pending, told: Commit | None
+) -> None:
+    """What stands where the footer of *pending* belongs was left there by a crash."""
+    index = pending.index
+    if told is not None and _common(index, told.footer) != _common(told.index, told.footer):
+        raise MixedShards(f"{file.path} does not agree with its neighbours on the commit")
+    if not is_torn(pending, carrier, found.last, told.footer if told else None):
+        raise CorruptShard(
+            f"{file.path} at offset {pending.footer_at}: the footer of commit {index.commit} "
+            "is damaged"
+        )
 
 
-def _read_index(file: ShardFile, carrier: Carrier, footer: Footer, end: int) -> Index:
-    with at_place(file, footer.commit_offset):
-        units = file.read_at(footer.commit_offset, end - footer.commit_offset)
-        index, said = commit_in(units, carrier, whole=False)
-        if said != footer:
-            raise CorruptShard("the footer is not the one that was found")
-        if index.content_end > footer.commit_offset:
-            raise CorruptShard("the index speaks of bytes behind it")
-        return index
+def _at_commit(file: ShardFile, carrier: Carrier, last: Commit, commit: int) -> Commit:
+    """The shard's commit number *commit*: the last one or that before it."""
+    if last.footer.commit == commit:
+        return last
+    end = last.footer.previous_end
+    previous = commit_before(file, carrier, end)
+    if previous is None or previous.footer.commit != commit:
+        raise CorruptShard(f"{file.path} at offset {end}: the footer of commit {commit} is gone")
+    return previous
 
 
 def _codec_said(file: ShardFile, expected: Codec, index: Index) -> Codec:

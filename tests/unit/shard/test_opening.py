@@ -23,8 +23,10 @@ from cedanafs.errors import (
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.codec import codec_of
 from cedanafs.shard.commit import Index
+from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.opening import Opened, open_checkpoint
+from cedanafs.shard.scan import scan
 from cedanafs.shard.store import ShardFile, shard_paths
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
@@ -192,23 +194,40 @@ def committed_twice(directory: Path, codec: str, shards: int = 2) -> tuple[list[
     return first, sizes(directory)
 
 
+def cut_footers(directory: Path) -> list[int]:
+    """Take the last footer off every shard, as a crash before them does; returns the lengths."""
+    carrier = Carrier(look(directory).codec)
+    for path in shard_paths(directory):
+        file = ShardFile.open(path)
+        last = scan(file, carrier, file.length()).last
+        file.close()
+        assert last is not None
+        truncate(path, last.footer_at)
+    return sizes(directory)
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_torn_tail_is_ignored_and_cut_off(tmp_path: Path, codec: str) -> None:
     """Wherever a crash stopped the second commit, on whichever shard, the first one holds."""
     work = tmp_path / "work"
     first, second = committed_twice(work, codec)
+    complete = [path.read_bytes() for path in shard_paths(work)]
+    footers = cut_footers(work)
     whole = [path.read_bytes() for path in shard_paths(work)]
     noise = random.Random(3)
     for k, path in enumerate(shard_paths(work)):
-        # From its footer's last byte on a commit is complete; what a gzip member needs behind it
-        # is for other readers.
-        for length in range(first[k], second[k] - codec_of(codec).hide_tail, 7):
-            for tail in (b"", bytes(50), noise.randbytes(50)):
-                path.write_bytes(whole[k][:length] + tail)
-                opened = look(work)
-                assert opened.commit == 1
-                assert opened.contents.images.keys() == FIRST.keys()
-                assert opened.commit_ends == first
+        torn = [
+            whole[k][:length] + tail
+            for length in range(first[k], footers[k], 7)
+            for tail in (b"", bytes(50), noise.randbytes(50))
+        ]
+        torn += [complete[k][:length] for length in range(footers[k], second[k])]
+        for content in torn:
+            path.write_bytes(content)
+            opened = look(work)
+            assert opened.commit == 1
+            assert opened.contents.images.keys() == FIRST.keys()
+            assert opened.commit_ends == first
         assert read_checkpoint(work) == FIRST
         with writing(work) as writer:
             assert sizes(work) == first
@@ -217,6 +236,50 @@ def test_a_torn_tail_is_ignored_and_cut_off(tmp_path: Path, codec: str) -> None:
         assert read_checkpoint(work) == {**FIRST, "after": b"the crash"}
         for other, content in zip(shard_paths(work), whole, strict=True):
             other.write_bytes(content)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("commits", [1, 2])
+def test_a_shard_cut_short_behind_its_neighbours_is_damaged(
+    tmp_path: Path, codec: str, commits: int
+) -> None:
+    """A footer stands only while all shards have the index: no crash leaves less."""
+    first, second = committed_twice(tmp_path, codec)
+    start = first if commits == 2 else [0, 0]
+    if commits == 1:
+        for path, length in zip(shard_paths(tmp_path), first, strict=True):
+            truncate(path, length)
+        second = first
+    path = shard_paths(tmp_path)[1]
+    content = path.read_bytes()
+    other = shard_paths(tmp_path)[0].read_bytes()
+    footer_at = cut_footers(tmp_path)[1]
+    shard_paths(tmp_path)[0].write_bytes(other)
+    for length in range(start[1], second[1]):
+        path.write_bytes(content[:length])
+        if length < footer_at:
+            with pytest.raises((CorruptShard, MixedShards), match=path.name):
+                look(tmp_path)
+        else:
+            assert look(tmp_path).commit == commits - 1
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_commits_behind_a_damaged_place_are_not_cut_off(tmp_path: Path, codec: str) -> None:
+    """One shard, so nobody else knows; behind the commit a crash has left a torn frame."""
+    first, second = committed_twice(tmp_path, codec, shards=1)
+    (path,) = shard_paths(tmp_path)
+    with path.open("ab") as file:
+        file.write(b"torn" * 50)
+    for at in range(0, second[0], 3):
+        flip(path, at)
+        try:
+            found = read_checkpoint(tmp_path)
+        except CorruptShard as exc:
+            assert path.name in str(exc)
+        else:
+            assert found == SECOND
+        flip(path, at)
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -286,8 +349,17 @@ def test_a_writer_that_died_between_the_cuts_loses_nothing(tmp_path: Path, codec
         writer.commit()
         unsealed = sizes(tmp_path)
         writer.commit(seal=True)
-    truncate(shard_paths(tmp_path)[1], unsealed[1])
+    zero, one = shard_paths(tmp_path)
+    sealed = zero.read_bytes()
+    without_footers = cut_footers(tmp_path)
+    truncate(one, unsealed[1])
     assert read_checkpoint(tmp_path) == FIRST
+    zero.write_bytes(sealed)
+    one.write_bytes(one.read_bytes().ljust(without_footers[1], b"?"))
+    with pytest.raises(CorruptShard, match=one.name):  # one footer stands, so the other index must
+        read_checkpoint(tmp_path)
+    truncate(zero, without_footers[0])
+    truncate(one, unsealed[1])
     with writing(tmp_path) as writer:
         writer.create("more", b"more")
         writer.commit(seal=True)
