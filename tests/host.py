@@ -218,6 +218,10 @@ class Host:
             if b"--foreground" in (words := _words(pid)) and os.fsencode(mountpoint) in words
         ]
 
+    def wait_for_servers(self, mountpoint: Path) -> None:
+        """Wait until nobody serves *mountpoint* any more."""
+        poll(lambda: not self.servers(mountpoint), "the server's end")
+
     def own_mounts(self) -> list[Path]:
         """Where dumps and restores have mounted checkpoints of ours for themselves."""
         return [place for place in self._mountpoints() if place.parent == RUNTIME_DIR]

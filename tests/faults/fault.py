@@ -15,7 +15,7 @@ class Fault:
     After the first *after* of them, and after *after_bytes* of data for reads and writes (the
     one that crosses the line is cut short there), each hangs, if *hang*, then fails with *error*,
     if not 0, or takes no more than *short* bytes, if not 0. No more than *times*, if not 0; only
-    where *where* is in the path, `/x/img-0`.
+    where *where* is in the path, `/x/img-0`; not before *after_fsyncs* of such files.
     """
 
     operation: str
@@ -24,16 +24,17 @@ class Fault:
     hang: bool = False
     after: int = 0
     after_bytes: int = 0
+    after_fsyncs: int = 0
     times: int = 0
     where: str = ""
 
 
 @dataclass(slots=True)
 class Seen:
-    """Operations so far by kind; how many of all met a fault, and how many hang now."""
+    """Operations so far by kind; which of them met the faults of now; how many hang now."""
 
     operations: dict[str, int] = field(default_factory=dict)
-    hits: int = 0
+    met: list[str] = field(default_factory=list)
     hanging: int = 0
 
 
@@ -42,12 +43,15 @@ class Armed:
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
-        self._matched = self._bytes = self._hits = 0
+        self._matched = self._bytes = self._fsyncs = self._hits = 0
 
     def let_through(self, operation: str, path: str, length: int) -> int | None:
         """How many of *length* bytes pass unharmed, None for all of the operation."""
         fault = self.fault
-        if fault.operation not in (operation, ANY) or fault.where not in path:
+        if fault.where not in path:
+            return None
+        fsyncs, self._fsyncs = self._fsyncs, self._fsyncs + (operation == "fsync")
+        if fault.operation not in (operation, ANY) or fsyncs < fault.after_fsyncs:
             return None
         if fault.times and self._hits == fault.times:
             return None

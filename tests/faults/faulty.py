@@ -42,7 +42,7 @@ class FaultyStore:
 
     def wait_for_fault(self) -> None:
         """Wait until an operation has met one."""
-        poll(lambda: self.seen().hits, "a fault")
+        poll(lambda: self.seen().met, "a fault")
 
     def appear(self) -> None:
         """Mount it."""

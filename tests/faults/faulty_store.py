@@ -61,6 +61,7 @@ class Passthrough(pyfuse3.Operations):
 
     def arm(self, faults: list[Fault]) -> None:
         self._armed = [Armed(fault) for fault in faults]
+        self.seen.met.clear()
         self._released.set()
         self._released = trio.Event()
 
@@ -68,14 +69,14 @@ class Passthrough(pyfuse3.Operations):
         """How many bytes to take of *length*, after what is to befall the operation."""
         counts = self.seen.operations
         counts[operation] = counts.get(operation, 0) + 1
-        path = os.path.join(_path(fd)[len(self._root) :], os.fsdecode(name))
+        path = _path(fd)[len(self._root) :] + (f"/{os.fsdecode(name)}" if name else "")
         for armed in self._armed:
             unharmed = armed.let_through(operation, path, length)
             if unharmed is None:
                 continue
             if unharmed:
                 return unharmed
-            self.seen.hits += 1
+            self.seen.met.append(f"{operation} {path}")
             if armed.fault.hang:
                 self.seen.hanging += 1
                 try:
