@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from cedanafs.config import MountSettings
+from cedanafs.config import Defaults, MountSettings
 from cedanafs.criu import driver, stats, tree
 from cedanafs.criu.binary import find_criu
 from cedanafs.criu.options import DumpOptions, RestoreOptions
@@ -30,12 +30,13 @@ from cedanafs.errors import (
     the_error,
 )
 from cedanafs.fs.mount import check_machine, mounted
-from cedanafs.fs.mounts import DISCARD_XATTR, mount_holding, mount_of_store
+from cedanafs.fs.mounts import CALL_OFF_XATTR, DISCARD_XATTR, mount_holding, mount_of_store
 from cedanafs.progress import Report, human
 from cedanafs.shard.audit import INVENTORY, require_complete
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.store import is_shard_name, shard_paths
 
+CLEAN_UP_S: Final = 10.0
 _RUNTIME_DIR: Final = Path("/run")
 
 
@@ -47,6 +48,8 @@ class Images:
     kept_at: Path
     streamed: bool
     done_bytes: Callable[[], int]
+    call_off: Callable[[], None] = lambda: None
+    """Make every write that waits for the store fail, and those to come. Blocks if a mount does."""
 
     async def commit(self) -> None:
         """Return when everything in the directory is durable. Raises: StoreError."""
@@ -110,7 +113,10 @@ async def _dump_into(
     hooks = {} if leaves_running else {"post-dump": images.commit}
     what = f"dumping process {options.pid} into {images.kept_at}"
     try:
-        async with report.watch(what, images.done_bytes, _memory_of(options.pid)):
+        async with (
+            report.watch(what, images.done_bytes, _memory_of(options.pid)),
+            _called_off_when_cancelled(images),
+        ):
             await driver.dump(
                 options,
                 images_dir=images.path,
@@ -118,8 +124,8 @@ async def _dump_into(
                 criu_binary=criu,
                 on_notify=hooks,
             )
-        if leaves_running:
-            await images.commit()
+            if leaves_running:
+                await images.commit()
     except BaseException as exc:
         with trio.CancelScope(shield=True):
             failure = await trio.to_thread.run_sync(_discard, images)
@@ -145,6 +151,35 @@ async def _dump_into(
 
 
 @asynccontextmanager
+async def _called_off_when_cancelled(images: Images) -> AsyncIterator[None]:
+    """A cancelled block ends though the store hangs: CRIU waits in a write, or we in a commit."""
+    over = called_off = False
+
+    async def call_off() -> None:
+        nonlocal called_off
+        try:
+            await trio.sleep_forever()
+        finally:
+            if not over:
+                called_off = True
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(images.call_off)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call_off)
+            try:
+                yield
+            finally:
+                over = True
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        cancelled, _ = group.split(trio.Cancelled)
+        # What failed because it was called off was cancelled.
+        raise the_error(cancelled if called_off and cancelled else group) from None
+
+
+@asynccontextmanager
 async def _images_of_dump(
     directory: Path, name: str, settings: MountSettings | None, pid: int
 ) -> AsyncIterator[Images]:
@@ -162,7 +197,15 @@ async def _images_of_dump(
         if server in (pid, *tree.descendants(pid)):
             raise UsageError(f"refuse to dump process {pid}: it runs the mount's own server")
         await trio.to_thread.run_sync(_make_empty, path)
-        yield Images(path, path, streamed=True, done_bytes=lambda: 0)
+        below = os.fspath(path.relative_to(mount.mountpoint)).encode()
+        root = mount.mountpoint
+        yield Images(
+            path,
+            path,
+            streamed=True,
+            done_bytes=lambda: 0,
+            call_off=lambda: os.setxattr(root, CALL_OFF_XATTR, below),
+        )
     elif settings is None:
         if not _made_directory(path) and any(path.iterdir()):
             raise UsageError(f"{path} is not empty: choose another --name")
@@ -189,12 +232,14 @@ async def _own_mount(path: Path, settings: MountSettings) -> AsyncIterator[Image
                 path,
                 streamed=True,
                 done_bytes=lambda: filesystem.statistics().written_bytes,
+                call_off=lambda: trio.from_thread.run_sync(filesystem.call_off, "."),
             )
     finally:
         with suppress(OSError):
             mountpoint.rmdir()
         if made:
-            _remove_if_uncommitted(path)
+            with trio.move_on_after(CLEAN_UP_S, shield=True):  # the store may be hanging
+                await trio.to_thread.run_sync(_remove_if_uncommitted, path, abandon_on_cancel=True)
 
 
 async def restore(
@@ -203,19 +248,19 @@ async def restore(
     path: Path,
     stream: int | None,
     criu_binary: str | None,
-    memory_limit: int,
+    defaults: Defaults,
     report: Report,
 ) -> int:
     """Restore the checkpoint or plain image directory at *path*; returns the root task's pid.
 
-    *stream* is checked against the number of shards there. Raises: UsageError, CheckpointError,
-    StoreError, CriuError, MachineError.
+    *stream* is checked against the number of shards there; *defaults* say how it is mounted.
+    Raises: UsageError, CheckpointError, StoreError, CriuError, MachineError.
     """
     check_machine()
     criu = find_criu(criu_binary)
     with _work_dir("cedanafs-restore-") as work_dir:
         async with (
-            _images_of_restore(path, stream, memory_limit) as (images, damage),
+            _images_of_restore(path, stream, defaults) as (images, damage),
             report.watch(f"restoring {path}", images.done_bytes, None),
         ):
             try:
@@ -239,7 +284,7 @@ Damage = Callable[[], CedanaFsError | None]
 
 @asynccontextmanager
 async def _images_of_restore(
-    path: Path, stream: int | None, memory_limit: int
+    path: Path, stream: int | None, defaults: Defaults
 ) -> AsyncIterator[tuple[Images, Damage]]:
     mount = mount_holding(path)
     store_path = mount.store_path(path.absolute()) if mount else path
@@ -253,9 +298,7 @@ async def _images_of_restore(
         opened = await trio.to_thread.run_sync(open_checkpoint, path)
         opened.close()
         require_complete(opened)
-        settings = MountSettings(
-            store=path.resolve(), read_only=True, memory_limit=memory_limit, shards=shards
-        )
+        settings = replace(defaults, stream=shards).mount_settings(path.resolve(), read_only=True)
         mountpoint = _new_mountpoint()
         try:
             async with mounted(settings, mountpoint) as filesystem:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_STREAM: Final = 4
 DEFAULT_COMPRESSION: Final = "zstd:1"
 DEFAULT_MEMORY_LIMIT: Final = 256 << 20
+DEFAULT_STORE_TIMEOUT_S: Final = 300.0
 QUIET_S: Final = 1.0
 MIN_MEMORY_LIMIT: Final = 32 << 20
 
@@ -37,8 +39,20 @@ class Defaults:
     stream: int = DEFAULT_STREAM
     compression: str = DEFAULT_COMPRESSION
     memory_limit: int = DEFAULT_MEMORY_LIMIT
+    store_timeout: float = DEFAULT_STORE_TIMEOUT_S
     leave_running: bool = False
     criu_binary: str | None = None
+
+    def mount_settings(self, store: Path, **more: Any) -> MountSettings:
+        """How *store* is mounted by these. Raises: UsageError."""
+        return MountSettings(
+            store=store,
+            shards=self.stream,
+            codec=codec_of(self.compression),
+            memory_limit=self.memory_limit,
+            store_timeout_s=self.store_timeout,
+            **more,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,8 @@ class MountSettings:
 
     `memory_limit` in bytes is for written data on its way to disk and read data kept together.
     `quiet_s` is how long after its last writer closed a checkpoint commits itself; None: never.
+    `store_timeout_s` is how long the store may do nothing at all before those who wait for it
+    get an error; 0: for ever. With `durable` a dump's last writes wait until all is durable.
     """
 
     store: Path
@@ -56,10 +72,14 @@ class MountSettings:
     read_only: bool = False
     allow_other: bool = False
     quiet_s: float | None = QUIET_S
+    store_timeout_s: float = DEFAULT_STORE_TIMEOUT_S
+    durable: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.shards <= MAX_SHARDS:
             raise UsageError(f"--stream {self.shards}: a mount has 1 to {MAX_SHARDS} shards")
+        if not 0 <= self.store_timeout_s < math.inf:
+            raise UsageError("--store-timeout: seconds, or 0 to wait for ever")
         if self.memory_limit < MIN_MEMORY_LIMIT:
             raise UsageError(f"--memory-limit: at least {MIN_MEMORY_LIMIT >> 20}M")
 
@@ -103,6 +123,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Callable[[Any], object]]]] = {
     ("checkpoint", "streams"): ("stream", _count),
     ("checkpoint", "compression"): ("compression", lambda value: str(codec_of(str(value)))),
     ("checkpoint", "memorylimit"): ("memory_limit", lambda value: size_of(str(value))),
+    ("checkpoint", "storetimeout"): ("store_timeout", float),
     ("criu", "binarypath"): ("criu_binary", str),
     ("criu", "leaverunning"): ("leave_running", _flag),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,8 @@ class Writer:
         return image
 
     def write(self, image: Image, offset: int, data: bytes) -> None:
-        self.lanes.reserve(len(data))
+        while not self.lanes.try_reserve(len(data)):
+            time.sleep(0.001)
         self.log.write(image, offset, data)
 
     def commit(self, *, seal: bool = False) -> None:

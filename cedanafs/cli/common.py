@@ -13,7 +13,13 @@ import click
 import trio
 
 from cedanafs import errors
-from cedanafs.config import DEFAULT_COMPRESSION, Defaults, load_defaults, size_of
+from cedanafs.config import (
+    DEFAULT_COMPRESSION,
+    DEFAULT_STORE_TIMEOUT_S,
+    Defaults,
+    load_defaults,
+    size_of,
+)
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -50,9 +56,18 @@ class _Size(click.ParamType[int]):
             self.fail(str(exc), param, ctx)
 
 
+def store_timeout_option(command: F) -> F:
+    """--store-timeout; None where not given."""
+    return click.option(
+        "--store-timeout", type=click.FloatRange(0), metavar="SECONDS",
+        help=f"Fail when the store does nothing for so long [{DEFAULT_STORE_TIMEOUT_S:.0f}].",
+    )(command)  # fmt: skip
+
+
 def stream_options(command: F) -> F:
-    """--stream, --compression, --memory-limit; None where not given."""
+    """--stream, --compression, --memory-limit, --store-timeout; None where not given."""
     for option in (
+        store_timeout_option,
         click.option("--memory-limit", type=_Size(), help="Memory for data [256M]."),
         click.option(
             "-c", "--compression", metavar="CODEC[:LEVEL]",

@@ -22,7 +22,6 @@ from cedanafs.cli.common import (
 from cedanafs.config import MountSettings
 from cedanafs.fs.mount import check_before_mounting, mounted, until_stopped
 from cedanafs.fs.mounts import mount_holding, unmount
-from cedanafs.shard.codec import codec_of
 
 DEFAULT_LOG: Final = Path("/var/log/cedanafs.log")
 
@@ -31,6 +30,7 @@ DEFAULT_LOG: Final = Path("/var/log/cedanafs.log")
 @click.argument("store", type=PathArgument)
 @click.argument("mountpoint", type=PathArgument)
 @stream_options
+@click.option("--durable", is_flag=True, help="CRIU's last writes wait until all is durable.")
 @click.option("--read-only", "-r", is_flag=True, help="Only read; another mount may write.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, by the files' modes.")
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process until stopped.")
@@ -44,6 +44,8 @@ def mount(
     stream: int | None,
     compression: str | None,
     memory_limit: int | None,
+    store_timeout: float | None,
+    durable: bool,
     read_only: bool,
     allow_other: bool,
     foreground: bool,
@@ -54,14 +56,14 @@ def mount(
 
     Returns when the mount answers; its server runs on in the background.
     """
-    defaults = given(stream=stream, compression=compression, memory_limit=memory_limit)
-    settings = MountSettings(
-        store=store.resolve(),
-        shards=defaults.stream,
-        codec=codec_of(defaults.compression),
-        memory_limit=defaults.memory_limit,
-        read_only=read_only,
-        allow_other=allow_other,
+    defaults = given(
+        stream=stream,
+        compression=compression,
+        memory_limit=memory_limit,
+        store_timeout=store_timeout,
+    )
+    settings = defaults.mount_settings(
+        store.resolve(), durable=durable, read_only=read_only, allow_other=allow_other
     )
     mountpoint = mountpoint.absolute()
     verbose = ctx.parent.params["verbose"] if ctx.parent else 0
@@ -102,7 +104,8 @@ def _serve_in_background(
         sys.executable, "-m", "cedanafs", *["-v"] * verbose, "mount", "--foreground",
         f"--ready-fd={write_end}", f"--log-file={log_file}",
         f"--stream={settings.shards}", f"--compression={settings.codec}",
-        f"--memory-limit={settings.memory_limit}",
+        f"--memory-limit={settings.memory_limit}", f"--store-timeout={settings.store_timeout_s}",
+        *(["--durable"] if settings.durable else []),
         *(["--read-only"] if settings.read_only else []),
         *(["--allow-other"] if settings.allow_other else []),
         "--", os.fspath(settings.store), os.fspath(mountpoint),

@@ -11,13 +11,17 @@ from typing import Any, TypeVar
 import click
 
 from cedanafs import checkpoint
-from cedanafs.cli.common import PathArgument, given, run, stream_options
-from cedanafs.config import MountSettings
+from cedanafs.cli.common import (
+    PathArgument,
+    given,
+    run,
+    store_timeout_option,
+    stream_options,
+)
 from cedanafs.criu.driver import wait_attached
 from cedanafs.criu.options import DumpOptions, RestoreOptions
 from cedanafs.errors import StoreError, UsageError
 from cedanafs.progress import TerminalReport
-from cedanafs.shard.codec import codec_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +67,7 @@ def dump_process(
     stream: int | None,
     compression: str | None,
     memory_limit: int | None,
+    store_timeout: float | None,
     leave_running: bool | None,
     criu_opts: str | None,
     criu_binary: str | None,
@@ -78,19 +83,13 @@ def dump_process(
         stream=stream,
         compression=compression,
         memory_limit=memory_limit,
+        store_timeout=store_timeout,
         leave_running=leave_running,
         criu_binary=criu_binary,
     )
     if directory is None:
         _make_default_directory(defaults.dir)
-    settings = None
-    if defaults.stream:
-        settings = MountSettings(
-            store=defaults.dir,
-            shards=defaults.stream,
-            codec=codec_of(defaults.compression),
-            memory_limit=defaults.memory_limit,
-        )
+    settings = defaults.mount_settings(defaults.dir) if defaults.stream else None
     options = DumpOptions(
         pid=pid,
         leave_running=defaults.leave_running,
@@ -119,12 +118,14 @@ def dump_process(
 @click.option("--attach", is_flag=True, help="Wait for it, and end with its exit status.")
 @click.option("--leave-stopped", is_flag=True, help="Leave it stopped (SIGCONT starts it).")
 @click.option("--pid-file", type=PathArgument, help="Write the restored pid here.")
+@store_timeout_option
 @_criu_options
 def restore_process(
     path: Path,
     stream: int | None,
     attach: bool,
     pid_file: Path | None,
+    store_timeout: float | None,
     criu_opts: str | None,
     criu_binary: str | None,
     **flags: Any,
@@ -133,7 +134,7 @@ def restore_process(
 
     The restored pid is the last line of stdout.
     """
-    defaults = given(criu_binary=criu_binary)
+    defaults = given(criu_binary=criu_binary, store_timeout=store_timeout)
     options = RestoreOptions(attach=attach, criu_opts=_json_object(criu_opts), **flags)
     pid = run(
         lambda: checkpoint.restore(
@@ -141,7 +142,7 @@ def restore_process(
             path=path,
             stream=stream or None,
             criu_binary=defaults.criu_binary,
-            memory_limit=defaults.memory_limit,
+            defaults=defaults,
             report=TerminalReport(),
         )
     )

@@ -14,6 +14,8 @@ import trio
 from cedanafs.config import MountSettings
 from cedanafs.errors import CedanaFsError, StoreError
 from cedanafs.fs.namespace import Directory, File, Namespace
+from cedanafs.fs.patience import Patience
+from cedanafs.shard.audit import INVENTORY
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.contents import Image
 from cedanafs.shard.lanes import Lanes
@@ -26,12 +28,18 @@ class Checkpoints:
     """Loads, commits and puts to rest; one for a mount."""
 
     def __init__(
-        self, settings: MountSettings, names: Namespace, lanes: Lanes, nursery: trio.Nursery
+        self,
+        settings: MountSettings,
+        names: Namespace,
+        lanes: Lanes,
+        patience: Patience,
+        nursery: trio.Nursery,
     ) -> None:
         self._settings = settings
         self._names = names
         self._lanes = lanes
         self._nursery = nursery
+        self.patience = patience
         self._waiting = 0  # writers in `reserve`
         self.damage: CedanaFsError | None = None  # the first that a reader met
 
@@ -47,7 +55,9 @@ class Checkpoints:
 
     async def _loaded(self, directory: Directory) -> Checkpoint:
         if directory.checkpoint is None:
-            checkpoint = await trio.to_thread.run_sync(Checkpoint.load, directory.path)
+            checkpoint = await self.patience.on_thread(
+                None, lambda: Checkpoint.load(directory.path)
+            )
             directory.checkpoint = checkpoint
             for name, file in directory.files.items():
                 file.image = checkpoint.contents.images.get(name)
@@ -75,10 +85,11 @@ class Checkpoints:
             async with directory.busy:
                 checkpoint = await self._loaded(directory)
                 images = checkpoint.contents.images
-                log = await trio.to_thread.run_sync(
+                log = await self.patience.on_thread(
+                    checkpoint.log,
                     lambda: checkpoint.begin_writing(
                         self._lanes, shards=self._settings.shards, codec=self._settings.codec
-                    )
+                    ),
                 )
                 if checkpoint.contents.images is not images:
                     for file in directory.files.values():
@@ -99,7 +110,7 @@ class Checkpoints:
             raise FileNotFoundError(errno.ENOENT, "gone", file.name)
         return log, file.image
 
-    async def reserve(self, length: int) -> None:
+    async def reserve(self, log: Log, length: int) -> None:
         """Wait until *length* bytes may be taken: the back-pressure that a writer feels."""
         if self._lanes.try_reserve(length):
             return
@@ -112,7 +123,7 @@ class Checkpoints:
                     async with directory.busy:
                         if checkpoint.log is not None:  # it may have come to rest meanwhile
                             checkpoint.log.flush()
-            await trio.to_thread.run_sync(self._lanes.reserve, length)
+            await self.patience.reserve(log, length)
         finally:
             self._waiting -= 1
 
@@ -125,9 +136,24 @@ class Checkpoints:
         """Give back what was reserved and not used."""
         self._lanes.release(length)
 
-    async def commit(self, directory: Directory, *, seal: bool = False) -> None:
+    async def make_durable_if_asked(self, file: File) -> None:
+        """*file* was written; with `durable`, return only when the end of a dump is durable.
+
+        CRIU checks its writes, and kills the tasks after the last. Behind inventory.img it only
+        flushes other images, one write each, so each of these waits for a commit.
+        """
+        directory = file.directory
+        if file.name == INVENTORY:
+            directory.dump_ends = True
+        if self._settings.durable and directory.dump_ends:
+            await self.commit(directory, written=file)
+
+    async def commit(
+        self, directory: Directory, *, seal: bool = False, written: File | None = None
+    ) -> None:
         """Return when all that was written into the directory so far is durable.
 
+        *written* is open, but nothing will be written into it any more.
         Raises: StoreError and whatever else was found since the last commit; it sticks.
         """
         async with directory.busy:
@@ -140,8 +166,9 @@ class Checkpoints:
                     "so there is nothing whole to commit",
                     os_errno=errno.EBUSY,
                 )
-            checkpoint.log.prepare_commit(directory.being_written())
-            await trio.to_thread.run_sync(lambda: checkpoint.commit(seal=seal))
+            finished = {written.name} if written is not None else set()
+            checkpoint.log.prepare_commit(set(directory.being_written()) - finished)
+            await self.patience.on_thread(checkpoint.log, lambda: checkpoint.commit(seal=seal))
 
     async def rest(self, directory: Directory, *, if_committed: bool = False) -> None:
         """Give back files, lock and memory of a checkpoint that nobody has open.
@@ -158,7 +185,7 @@ class Checkpoints:
             directory.checkpoint = None
             for file in directory.files.values():
                 file.image = None
-            await trio.to_thread.run_sync(checkpoint.close)
+            await self.patience.let_go(checkpoint.close)
 
     def watch(self, directory: Directory) -> None:
         """The last writer has closed: commit by itself once it has been quiet for a moment."""

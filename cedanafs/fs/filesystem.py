@@ -9,10 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -21,13 +22,15 @@ from cedanafs.errors import CedanaFsError, StoreError
 from cedanafs.fs.checkpoints import Checkpoints
 from cedanafs.fs.handles import FileHandle
 from cedanafs.fs.namespace import Attributes, Directory, File, Namespace, Node
+from cedanafs.fs.patience import Patience
+from cedanafs.shard.audit import INVENTORY
 from cedanafs.shard.contents import MAX_FILE_LEN, Image, is_image_name
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
 from cedanafs.shard.store import is_shard_name, remove_shards, sync_directory
 
-INVENTORY = "inventory.img"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ class Filesystem:
     ) -> None:
         self.settings = settings
         self.names = Namespace(settings.store)
-        self.checkpoints = Checkpoints(settings, self.names, lanes, nursery)
+        self._patience = Patience(lanes, reader, settings.store_timeout_s)
+        self.checkpoints = Checkpoints(settings, self.names, lanes, self._patience, nursery)
         self._lanes = lanes
         self._reader = reader
 
@@ -109,7 +113,7 @@ class Filesystem:
         if is_shard_name(name) or not is_image_name(name):
             raise OSError(errno.EINVAL, "the store needs this name itself", name)
         path = directory.path / name
-        await trio.to_thread.run_sync(_make_directory, path)
+        await self._in_store(_make_directory, path)
         made = self.names.add_directory(path, directory)
         made.subdirectories = {}
         made.mode, made.uid, made.gid = stat.S_IMODE(mode), caller.uid, caller.gid
@@ -131,7 +135,7 @@ class Filesystem:
         if doomed.open_files:
             raise OSError(errno.EBUSY, "files in it are open", name)
         await self.checkpoints.rest(doomed)
-        await trio.to_thread.run_sync(_remove_directory, doomed.path)
+        await self._in_store(_remove_directory, doomed.path)
         del (await self._subdirectories(directory))[name]
         self.names.remove(doomed)
 
@@ -251,6 +255,8 @@ class Filesystem:
         finally:
             handle.close()
             self.names.drop_if_unused(file)
+        if not directory.being_written():
+            directory.dump_ends = False
         if handle.writes and directory.open_writers == 0:
             if file.name == INVENTORY:
                 directory.half_replaced = False
@@ -317,6 +323,18 @@ class Filesystem:
         if failure is not None:
             raise failure
 
+    def call_off(self, path: str) -> None:
+        """Fail what is being written below *path*, as seen from the root, and whoever waits for it.
+
+        The store may be hanging: nothing here asks it.
+        """
+        why = StoreError("the dump was called off", os_errno=errno.ECANCELED)
+        top = self.settings.store / path
+        for directory in self.names.directories():
+            log = directory.checkpoint.log if directory.checkpoint else None
+            if log is not None and top in (directory.path, *directory.path.parents):
+                self._patience.call_off(log, why)
+
     def appended_files(self, inode: int) -> list[int]:
         """Files in and below the directory that are open to append: the kernel caches writes."""
         return [
@@ -335,9 +353,13 @@ class Filesystem:
         )
 
     async def store_space(self) -> os.statvfs_result:
-        return await trio.to_thread.run_sync(os.statvfs, self.settings.store)
+        return await self._in_store(os.statvfs, self.settings.store)
 
     # Helpers.
+
+    async def _in_store(self, work: Callable[..., T], *paths: Path) -> T:
+        """What *work*, which blocks in the store, returns."""
+        return await self._patience.on_thread(None, lambda: work(*paths))
 
     def _directory(self, inode: int) -> Directory:
         node = self.names[inode]
@@ -353,7 +375,7 @@ class Filesystem:
 
     async def _subdirectories(self, directory: Directory) -> dict[str, Directory]:
         if directory.subdirectories is None:
-            found = await trio.to_thread.run_sync(_list_directories, directory.path)
+            found = await self._in_store(_list_directories, directory.path)
             if directory.subdirectories is None:
                 directory.subdirectories = {
                     name: self.names.add_directory(directory.path / name, directory)
@@ -431,7 +453,7 @@ class Filesystem:
             await self.checkpoints.commit(directory, seal=True)
             await self.checkpoints.rest(directory)
         old_path, path = moved.path, target.path / new
-        await trio.to_thread.run_sync(_rename_directory, old_path, path)
+        await self._in_store(_rename_directory, old_path, path)
         for directory in self.names.below(moved):
             directory.path = path / directory.path.relative_to(old_path)
         moved.parent = target

@@ -63,7 +63,7 @@ class FileHandle:
         if offset + len(data) > MAX_FILE_LEN:
             raise OSError(errno.EFBIG, "too large", self.file.name)
         log = await self._checkpoints.writable(directory)
-        await self._checkpoints.reserve(len(data))
+        await self._checkpoints.reserve(log, len(data))
         try:
             if directory.busy.locked():  # a commit: what comes now belongs to the next
                 async with directory.busy:
@@ -74,6 +74,8 @@ class FileHandle:
             self._checkpoints.release(len(data))
             raise
         self._checkpoints.written(log)
+        if not self.appends:
+            await self._checkpoints.make_durable_if_asked(self.file)
         return len(data)
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
@@ -113,16 +115,19 @@ class FileHandle:
             await self._landed(piece.frame)
         checkpoint = await self._checkpoints.load(self.file.directory)
         assert checkpoint.codec is not None
-        records = await result_of(
-            self._reader.fetch(checkpoint.files, checkpoint.codec, piece.frame)
-        )
+        loading = self._reader.fetch(checkpoint.files, checkpoint.codec, piece.frame)
+        if not loading.done():
+            with self._checkpoints.patience.wait(None):
+                await result_of(loading)
+        records = loading.result()
         return memoryview(records)[piece.at : piece.at + piece.length]
 
     async def _landed(self, frame: Frame) -> None:
         log = await self._checkpoints.writable(self.file.directory)
         waiting = log.wait_for(frame)
         if waiting is not None:
-            await result_of(waiting)
+            with self._checkpoints.patience.wait(log):
+                await result_of(waiting)
             log.check()
 
     async def _read_ahead(self, image: Image) -> None:

@@ -24,6 +24,12 @@ SEAL_XATTR: Final = "user.cedanafs.seal"
 DISCARD_XATTR: Final = "user.cedanafs.discard"
 """Setting it on a directory takes its checkpoint back to its last commit."""
 
+CALL_OFF_XATTR: Final = "user.cedanafs.call-off"
+"""Setting it on a mount's root fails what is written below the path that is its value.
+
+On the root, as the kernel holds a directory's lock while an fsync of it waits for the store.
+"""
+
 SERVER_END_S: Final = 60.0
 
 

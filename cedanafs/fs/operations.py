@@ -28,7 +28,7 @@ from pyfuse3 import (
 from cedanafs.fs.errnos import answers_errno
 from cedanafs.fs.filesystem import Caller, Changes, Filesystem
 from cedanafs.fs.handles import FileHandle
-from cedanafs.fs.mounts import DISCARD_XATTR, SEAL_XATTR
+from cedanafs.fs.mounts import CALL_OFF_XATTR, DISCARD_XATTR, SEAL_XATTR
 from cedanafs.fs.namespace import Attributes, Node
 
 FOREVER_S = 3600.0
@@ -215,6 +215,8 @@ class Operations(pyfuse3.Operations):
         if os.fsdecode(name) == SEAL_XATTR and inode == pyfuse3.ROOT_INODE:
             await self._write_back(inode)
             await self._fs.seal()
+        elif os.fsdecode(name) == CALL_OFF_XATTR and inode == pyfuse3.ROOT_INODE:
+            self._fs.call_off(os.fsdecode(value))
         elif os.fsdecode(name) == DISCARD_XATTR:
             await self._fs.discard(inode)
         else:

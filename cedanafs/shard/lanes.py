@@ -2,33 +2,63 @@
 
 One lane is one thread with one queue. A checkpoint's shard k always uses lane k (modulo their
 number), so what is queued for a shard is done in order without a lock, by whichever number of
-checkpoints share the lanes. Nothing here waits for the caller; only `reserve` makes it wait.
+checkpoints share the lanes. Nothing here waits for the caller, and nothing of the caller's waits
+here: who finds no room is told by `on_progress` when to try again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Final, TypeVar
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
 
-class _Lane:
-    def __init__(self, name: str) -> None:
-        self.queued_bytes = 0
+ABANDON_S: Final = 2.0
+"""How long the end waits for a thread that a dead store may hold for ever."""
+
+
+class Workers:
+    """*count* threads that do jobs in the order in which they come.
+
+    They are daemons: a store that never answers must not keep the process from ending.
+    """
+
+    def __init__(self, count: int, *, name: str) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name}-{k}", daemon=True)
+            for k in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
 
-    def put(self, job: Callable[[], None] | None) -> None:
+    def put(self, job: Callable[[], None]) -> None:
+        """Do *job*, which must not raise."""
         self._jobs.put(job)
 
-    def join(self) -> None:
-        self._jobs.put(None)
-        self._thread.join()
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Do *job*; its result or exception is the future's."""
+        future: Future[T] = Future()
+        self.put(lambda: _settle(future, job))
+        return future
+
+    def end(self, timeout_s: float | None = None, *, drop_queued: bool = False) -> bool:
+        """Let the threads end behind what is queued; whether they did within *timeout_s*."""
+        with contextlib.suppress(queue.Empty):
+            while drop_queued:
+                self._jobs.get_nowait()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join(timeout_s)
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -36,25 +66,36 @@ class _Lane:
             del job  # its buffers go back before the next is waited for
 
 
+class _Lane(Workers):
+    def __init__(self, number: int) -> None:
+        super().__init__(1, name=f"cedanafs-lane-{number}")
+        self.queued_bytes = 0
+
+
 class Lanes:
     """*count* threads, and *budget_bytes* of written data that may be on its way to disk.
 
-    Use as a context manager: leaving it runs what is queued and ends the threads.
+    Use as a context manager: leaving it does what is queued and ends the threads, or gives up
+    on them when they were `abandoned`, as the store hangs. `on_progress` is called, on any
+    thread, whenever a job is done and bytes are given back.
     """
 
     def __init__(self, count: int, *, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.landed_bytes = 0
+        self.on_progress: Callable[[], None] = lambda: None
+        self.abandoned = False
         self._in_use = 0
-        self._changed = threading.Condition()
-        self._lanes = [_Lane(f"cedanafs-lane-{k}") for k in range(count)]
+        self._lock = threading.Lock()
+        self._lanes = [_Lane(k) for k in range(count)]
 
     def __enter__(self) -> Lanes:
         return self
 
     def __exit__(self, *_: object) -> None:
         for lane in self._lanes:
-            lane.join()
+            if not lane.end(ABANDON_S if self.abandoned else None):
+                logger.error("the store has not answered to the end: what it held up is lost")
 
     @property
     def in_use_bytes(self) -> int:
@@ -66,61 +107,53 @@ class Lanes:
 
         A request larger than the whole budget gets it when nothing else is in use.
         """
-        with self._changed:
+        with self._lock:
             if self._in_use and self._in_use + length > self.budget_bytes:
                 return False
             self._in_use += length
             return True
 
-    def reserve(self, length: int) -> None:
-        """Like `try_reserve`, waiting for it. This is the back-pressure."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: not self._in_use or self._in_use + length <= self.budget_bytes
-            )
-            self._in_use += length
-
     def release(self, length: int) -> None:
-        with self._changed:
+        with self._lock:
             self._in_use -= length
-            self._changed.notify_all()
+        self.on_progress()
 
     def has_room(self, shard: int, shards: int) -> bool:
         """Whether the shard's queue holds less than its share, for dealing past a full one."""
         return self._of(shard).queued_bytes < self.budget_bytes // max(shards, 1)
 
     def land(self, shard: int, length: int, job: Callable[[], None]) -> None:
-        """Run *job*, which must not raise, on the shard's lane; then give *length* bytes back."""
+        """Do *job*, which must not raise, on the shard's lane; then give *length* bytes back."""
         lane = self._of(shard)
 
         def run() -> None:
             try:
                 job()
             finally:
-                with self._changed:
+                with self._lock:
                     lane.queued_bytes -= length
                     self._in_use -= length
                     self.landed_bytes += length
-                    self._changed.notify_all()
+                self.on_progress()
 
-        with self._changed:
+        with self._lock:
             lane.queued_bytes += length
         lane.put(run)
 
     def submit(self, shard: int, job: Callable[[], T]) -> Future[T]:
-        """Run *job* on the shard's lane, after all that is queued there."""
-        future: Future[T] = Future()
-
-        def run() -> None:
-            try:
-                result = job()
-            except BaseException as exc:
-                future.set_exception(exc)
-            else:
-                future.set_result(result)
-
-        self._of(shard).put(run)
+        """Do *job* on the shard's lane, after all that is queued there."""
+        future = self._of(shard).submit(job)
+        future.add_done_callback(lambda _: self.on_progress())
         return future
 
     def _of(self, shard: int) -> _Lane:
         return self._lanes[shard % len(self._lanes)]
+
+
+def _settle(future: Future[T], job: Callable[[], T]) -> None:
+    try:
+        result = job()
+    except BaseException as exc:
+        future.set_exception(exc)
+    else:
+        future.set_result(result)

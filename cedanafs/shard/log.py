@@ -107,6 +107,15 @@ class Log:
 
     # Changes. Each returns at once.
 
+    def fail(self, exc: BaseException) -> None:
+        """Take and commit nothing more for this checkpoint: *exc*, if it is the first, sticks."""
+        if self.failure is None:
+            if not isinstance(exc, CedanaFsError):
+                logger.error("unexpected failure while writing a shard", exc_info=exc)
+                exc = StoreError(f"writing a shard failed: {exc!r}")
+            self.failure = exc
+            logger.error("%s: nothing more is taken for this checkpoint", exc)
+
     def check(self) -> None:
         """Raise the failure that a lane has found, if any."""
         if self.failure is not None:
@@ -264,7 +273,10 @@ class Log:
         if self._open is not None:
             self._lanes.release(self._open.payload_len)
             self._open = None
-        self._on_each(lambda appender: appender.file.close(), even_if_failed=True)
+        # All first: shard 0's lock keeps the next writer out until none is written any more.
+        self._on_each(lambda _: None, even_if_failed=True)
+        for appender in reversed(self._appenders):
+            appender.file.close()
 
     # Records, batches, dealing.
 
@@ -318,7 +330,7 @@ class Log:
         try:
             self.contents.apply(marker, batch.frame, at)
         except BaseException as exc:  # a bug; committed, no reader could replay it
-            self._fail(exc)
+            self.fail(exc)
             raise
         self._uncommitted = True
 
@@ -347,7 +359,7 @@ class Log:
                 footer_gone.result()
             appender.cut(end)
         except BaseException as exc:
-            self._fail(exc)
+            self.fail(exc)
 
     def _next_shard(self) -> int:
         """The next shard in turn whose queue has room; it is passed over while it is full."""
@@ -376,15 +388,7 @@ class Log:
             try:
                 appender.land(batch.frame, batch.pieces, batch.header_seq)
             except BaseException as exc:
-                self._fail(exc)
-
-    def _fail(self, exc: BaseException) -> None:
-        if self.failure is None:
-            if not isinstance(exc, CedanaFsError):
-                logger.error("unexpected failure while writing a shard", exc_info=exc)
-                exc = StoreError(f"writing a shard failed: {exc!r}")
-            self.failure = exc
-            logger.error("%s: nothing more is taken for this checkpoint", exc)
+                self.fail(exc)
 
     # Commits, on the lanes.
 
@@ -426,11 +430,16 @@ class Log:
 
     def _on_each(self, job: Callable[[Appender], None], *, even_if_failed: bool = False) -> None:
         """Run *job* for every shard on its lane, all at once, and wait for the last."""
-        futures = [self._lanes.submit(a.k, partial(job, a)) for a in self._appenders]
+
+        def run(appender: Appender) -> None:
+            if self.failure is None or even_if_failed:
+                job(appender)
+
+        futures = [self._lanes.submit(a.k, partial(run, a)) for a in self._appenders]
         for future in futures:
             try:
                 future.result()
             except BaseException as exc:
-                self._fail(exc)
+                self.fail(exc)
         if not even_if_failed:
             self.check()

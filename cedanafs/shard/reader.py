@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Final
 
 from cedanafs.errors import CorruptShard
 from cedanafs.shard.codec import Codec
 from cedanafs.shard.extents import ExtentMap, Frame
 from cedanafs.shard.format import checksum
+from cedanafs.shard.lanes import ABANDON_S, Workers
 from cedanafs.shard.store import ShardFile
 
 READ_AHEAD_FRAMES: Final = 8
@@ -39,7 +41,8 @@ def load_frame(file: ShardFile, codec: Codec, frame: Frame) -> bytes:
 class Reader:
     """Loads frames on *threads* threads and keeps up to *cache_bytes* of them, decoded.
 
-    Use as a context manager: leaving it ends the threads.
+    Use as a context manager: leaving it ends the threads. `on_progress` is called, on any
+    thread, whenever a frame was loaded or failed to be.
     """
 
     def __init__(self, *, threads: int, cache_bytes: int) -> None:
@@ -48,13 +51,14 @@ class Reader:
         self._used_bytes = 0
         self.read_bytes = 0
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cedanafs-reader")
+        self.on_progress: Callable[[], None] = lambda: None
+        self._workers = Workers(threads, name="cedanafs-reader")
 
     def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._workers.end(ABANDON_S, drop_queued=True)
 
     def fetch(self, files: Sequence[ShardFile], codec: Codec, frame: Frame) -> Future[bytes]:
         """The decoded records of *frame*, which has landed; perhaps already there.
@@ -67,11 +71,12 @@ class Reader:
                 self._cache.move_to_end(frame)
                 return future
             self._make_room(frame.raw_len)
-            future = self._pool.submit(load_frame, files[frame.shard], codec, frame)
+            load = partial(load_frame, files[frame.shard], codec, frame)
+            future = self._workers.submit(load)
             self._cache[frame] = future
             self._used_bytes += frame.raw_len
             self.read_bytes += frame.raw_len
-        future.add_done_callback(lambda done: self._forget_failed(frame, done))
+        future.add_done_callback(lambda done: self._loaded(frame, done))
         return future
 
     def read_ahead(
@@ -100,11 +105,12 @@ class Reader:
             if future.done():
                 self._drop(frame)
 
-    def _forget_failed(self, frame: Frame, done: Future[bytes]) -> None:
-        if done.cancelled() or done.exception() is not None:
+    def _loaded(self, frame: Frame, done: Future[bytes]) -> None:
+        if done.exception() is not None:  # the next who wants it tries anew
             with self._lock:
                 if self._cache.get(frame) is done:
                     self._drop(frame)
+        self.on_progress()
 
     def _drop(self, frame: Frame) -> None:
         if self._cache.pop(frame, None) is not None:
