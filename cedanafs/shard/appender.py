@@ -85,12 +85,13 @@ class Appender:
 
 
 def cut(file: ShardFile, end: int) -> None:
-    """Take off what is behind *end*, for good.
+    """Take off what is behind *end*, for good; what is before it is durable, too.
 
     A footer vouches for the indexes of all shards, and a crash may clear what was to be cut off
     and leave its length: so the footers go first, on all shards, and then the rest. And a crash
-    may keep bytes written later but not the cut: so nothing is written before it is durable.
+    may keep bytes written later but not the cut, or what a killed writer left before it: so
+    nothing is written before both are durable.
     """
     if file.length() > end:
         file.truncate(end)
-        file.sync()
+    file.sync()
