@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from power_loss import Content, Disk, Moment, Recording, lay_out, record
+from story import Story
 from writing import Writer, read_checkpoint, writing
 
 from cedanafs.errors import CheckpointIncomplete
@@ -23,40 +24,16 @@ CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 NOISE = random.Random(5).randbytes(20_000)
 
 
-class Story:
-    """Things that happen to a checkpoint, and what it should hold after each."""
-
-    def __init__(self, writer: Writer, recording: Recording, content: Content) -> None:
-        self.writer = writer
-        self.content = dict(content)
+class RecordedStory(Story):
+    def __init__(self, writer: Writer, content: Content, recording: Recording) -> None:
+        super().__init__(writer, content)
         self._recording = recording
 
-    def put(self, name: str, data: bytes, offset: int = 0) -> None:
-        if name not in self.content:
-            self.writer.create(name)
-        old = self.content.get(name, b"")
-        self.content[name] = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
-        self.writer.write(self.writer.images[name], offset, data)
-        self.writer.log.flush()  # a frame of its own, on the next shard in turn
-
-    def truncate(self, name: str, size: int) -> None:
-        self.content[name] = self.content[name][:size].ljust(size, b"\0")
-        self.writer.log.truncate(self.writer.images[name], size)
-
-    def rename(self, name: str, to: str) -> None:
-        self.content[to] = self.content.pop(name)
-        self.writer.log.rename(self.writer.images[name], to)
-
-    def unlink(self, name: str) -> None:
-        del self.content[name]
-        self.writer.log.unlink(self.writer.images[name], still_open=False)
-
-    def commit(self, *, seal: bool = False) -> None:
+    def begun(self) -> None:
         self._recording.mark(self.content, acknowledged=False)
-        self.writer.commit()
+
+    def acknowledged(self) -> None:
         self._recording.mark(self.content, acknowledged=True)
-        if seal:
-            self.writer.commit(seal=True)
 
 
 def one_commit(story: Story) -> None:
@@ -109,7 +86,7 @@ def told(
     with pytest.MonkeyPatch.context() as patch:
         record(patch, recording)
         with writing(directory, **how) as writer:
-            story(Story(writer, recording, content))
+            story(RecordedStory(writer, content, recording))
     return recording
 
 
