@@ -29,8 +29,8 @@ def yard(tmp_path: Path) -> Iterator[Path]:
     canary.write_text("untouched")
     before = canary.stat()
     yield place
-    assert canary.read_text() == "untouched"
     assert canary.stat() == before
+    assert canary.read_text() == "untouched"
     assert {path.name for path in place.iterdir()} <= {"canary", "target", "elsewhere"}
 
 
