@@ -105,7 +105,10 @@ def _checked_units(opened: Opened, k: int, file: ShardFile) -> Iterator[None]:
                     raise CorruptShard("header and index do not agree on the frame")
                 raw = load_frame(file, opened.codec, frame)
                 start = 0
+                unit_seq = carrier.seq_of(file.read_at(at, body - at))
                 for marker, end in parse(raw, payloads=True):
+                    if start == 0 and unit_seq not in (None, marker.seq - 1):
+                        raise CorruptShard("the header's sequence number is not its frame's")
                     if body < opened.ends[k]:
                         markers += raw[start:end]
                     start = end + marker.payload_len

@@ -150,6 +150,10 @@ class Carrier:
             raise CorruptShard("not a bookkeeping unit")
         return blob, len(unit)
 
+    def seq_of(self, unit: bytes) -> int | None:
+        """The sequence number of *unit*, which `unhide` has found; None where units have none."""
+        return decode(unit[4:]).seq if self.seqs_per_unit else None
+
     def unhide_pieces(self, data: bytes, total_len: int) -> tuple[bytes, int]:
         """The blob of *total_len* bytes that `pieces` cut, and the length of its units.
 
