@@ -106,12 +106,17 @@ class Checkpoint:
             for file in opened.files:
                 files.append(ShardFile.open(file.path, writable=True))
             files[0].lock()
-            if [file.length() for file in files] != opened.lengths:
-                raise StoreBusy(f"{self.directory}: changed by another server since it was read")
+            for file, *lengths in zip(
+                files, opened.lengths, opened.footers, opened.ends, strict=True
+            ):
+                # As it was read, or as we left it, if the store failed while we cut.
+                if file.length() not in lengths:
+                    raise StoreBusy(
+                        f"{self.directory}: changed by another server since it was read"
+                    )
             for ends in (opened.footers, opened.ends):
-                for k, (file, end) in enumerate(zip(files, ends, strict=True)):
+                for file, end in zip(files, ends, strict=True):
                     cut(file, end)
-                    opened.lengths[k] = min(opened.lengths[k], end)  # for who tries again
         except BaseException:
             for file in files:
                 file.close()
