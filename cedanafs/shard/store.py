@@ -46,7 +46,14 @@ class ShardFile:
     def create(cls, path: Path) -> ShardFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         with _store_errors("create", path):
-            return cls(path, os.open(path, flags, 0o600))
+            try:
+                return cls(path, os.open(path, flags, 0o600))
+            except FileExistsError:
+                raise
+            except OSError:  # a network filesystem may fail behind it: then it is there
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> ShardFile:
@@ -120,8 +127,10 @@ def create_shards(directory: Path, count: int, codec: Codec) -> list[ShardFile]:
         sync_directory(directory)
     except BaseException:
         for shard in made:
-            shard.close()
-            shard.path.unlink(missing_ok=True)
+            with contextlib.suppress(StoreError):
+                shard.close()
+            with contextlib.suppress(OSError):
+                shard.path.unlink()
         raise
     return made
 
