@@ -36,10 +36,13 @@ ERRNO_OF: Final[Mapping[type[errors.CedanaFsError], int]] = {
 def errno_of(exc: errors.CedanaFsError | OSError) -> int:
     """Our table, or the store's own errno where it gave one."""
     if isinstance(exc, OSError):
-        return exc.errno or errno.EIO
-    if isinstance(exc, errors.StoreError) and exc.os_errno:
-        return exc.os_errno
-    return ERRNO_OF[type(exc)]
+        number = exc.errno or errno.EIO
+    elif isinstance(exc, errors.StoreError) and exc.os_errno:
+        number = exc.os_errno
+    else:
+        number = ERRNO_OF[type(exc)]
+    # A store that is a FUSE mount may have lost its server; from us, they would say that we died.
+    return errno.EIO if number in (errno.ENOTCONN, errno.ECONNABORTED) else number
 
 
 def answers_errno(

@@ -34,12 +34,16 @@ def test_exit_codes_are_told_apart() -> None:
     assert exit_code(CedanaFsError()) == 1
     assert exit_code(ValueError()) == 1
     assert exit_code(KeyboardInterrupt()) == 130
+    assert exit_code(OSError(errno.EIO, "a directory in the store", "/store/x")) == 4
+    assert exit_code(OSError("no file's")) == 1
 
 
 def test_the_store_s_own_errno_is_passed_on() -> None:
     assert errno_of(StoreError("full", os_errno=errno.ENOSPC)) == errno.ENOSPC
     assert errno_of(OSError(errno.EDQUOT, "quota")) == errno.EDQUOT
     assert errno_of(OSError("without a number")) == errno.EIO
+    # That would say that we are gone.
+    assert errno_of(StoreError("s3fs is gone", os_errno=errno.ENOTCONN)) == errno.EIO
 
 
 def test_the_error_that_matters_of_a_group() -> None:
