@@ -9,7 +9,7 @@ import click
 
 from cedanafs import __version__, errors, log
 from cedanafs.cli import look, mounts, process
-from cedanafs.cli.common import exit_code
+from cedanafs.cli.common import exit_code, in_words
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -59,6 +59,5 @@ def main() -> None:
             raise error from None
         if not isinstance(error, errors.CedanaFsError | OSError | KeyboardInterrupt):
             log.unexpected(error)
-        text = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-        click.echo(f"cedanafs: {text or type(error).__name__}", err=True)
+        click.echo(f"cedanafs: {in_words(error)}", err=True)
         sys.exit(exit_code(error))

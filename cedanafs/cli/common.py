@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -41,7 +42,18 @@ def exit_code(error: BaseException) -> int:
     for kind in type(error).__mro__:
         if kind in EXIT_CODES:
             return EXIT_CODES[kind]
+    if isinstance(error, OSError) and error.filename is not None:
+        return EXIT_CODES[errors.StoreError]  # a store that is gone fails wherever it is touched
     return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def in_words(error: BaseException) -> str:
+    """*error* in one line."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 class _Size(click.ParamType[int]):

@@ -17,6 +17,7 @@ from cedanafs.cli.common import (
     PathArgument,
     exit_code,
     given,
+    in_words,
     stream_options,
 )
 from cedanafs.config import MountSettings
@@ -90,7 +91,7 @@ def _serve(settings: MountSettings, mountpoint: Path, ready_fd: int | None) -> N
         error = errors.the_error(exc)
         if ready_fd is not None:
             try:
-                os.write(ready_fd, f"{exit_code(error)} {error}".encode())
+                os.write(ready_fd, f"{exit_code(error)} {in_words(error)}".encode())
             except OSError:  # it was ready: whoever waited is gone
                 log.failed(error)
         raise
