@@ -100,9 +100,23 @@ async def dump(
     if not name or "/" in name or name in (".", "..") or name.startswith(".cedanafs"):
         raise UsageError(f"--name {name!r}: a checkpoint's name is one path component")
     with _work_dir("cedanafs-dump-") as work_dir:
-        async with _images_of_dump(directory, name, settings, options.pid) as images:
-            await _dump_into(images, options, work_dir, criu, report)
-    return images.kept_at
+        committed = None
+        try:
+            async with _images_of_dump(directory, name, settings, options.pid) as images:
+                await _dump_into(images, options, work_dir, criu, report)
+                committed = images.kept_at
+                await trio.to_thread.run_sync(_keep_logs, work_dir, images.path)
+                await images.commit()
+        except Exception as exc:
+            if committed is None:
+                raise
+            # The tasks may be gone already, and their checkpoint is whole: this is no failed dump.
+            report.say(
+                "warning: the checkpoint is safe, but not CRIU's log and statistics in it: "
+                f"{the_error(exc)}"
+            )
+    report.say(f"committed: {committed}")
+    return committed
 
 
 async def _dump_into(
@@ -142,12 +156,6 @@ async def _dump_into(
             f"frozen for {figures.frozen_time_us / 1e6:.2f} s, "
             f"{human(figures.pages_written * os.sysconf('SC_PAGE_SIZE'))} of memory"
         )
-    try:
-        await trio.to_thread.run_sync(_keep_logs, work_dir, images.path)
-        await images.commit()
-    except (OSError, StoreError) as exc:
-        report.say(f"warning: the checkpoint is safe, CRIU's log and statistics are not: {exc}")
-    report.say(f"committed: {images.kept_at}")
 
 
 @asynccontextmanager
@@ -196,7 +204,7 @@ async def _images_of_dump(
         server = mount.server_pid()
         if server in (pid, *tree.descendants(pid)):
             raise UsageError(f"refuse to dump process {pid}: it runs the mount's own server")
-        await trio.to_thread.run_sync(_make_empty, path)
+        await trio.to_thread.run_sync(_make_empty, path, path)
         below = os.fspath(path.relative_to(mount.mountpoint)).encode()
         root = mount.mountpoint
         yield Images(
@@ -226,7 +234,7 @@ async def _own_mount(path: Path, settings: MountSettings) -> AsyncIterator[Image
     own = replace(settings, store=path.resolve(), quiet_s=None)
     try:
         async with mounted(own, mountpoint) as filesystem:
-            await trio.to_thread.run_sync(_make_empty, mountpoint)
+            await trio.to_thread.run_sync(_make_empty, mountpoint, path)
             yield Images(
                 mountpoint,
                 path,
@@ -354,7 +362,7 @@ def _new_mountpoint() -> Path:
     return Path(tempfile.mkdtemp(prefix="cedanafs-", dir=base))
 
 
-def _make_empty(path: Path) -> None:
+def _make_empty(path: Path, kept_at: Path) -> None:
     """Make the directory, or take an earlier dump's images out of it, but for its inventory.
 
     CRIU replaces the inventory last; until then the earlier dump stays the committed one.
@@ -365,7 +373,9 @@ def _make_empty(path: Path) -> None:
             if entry.name != INVENTORY:
                 entry.unlink()
     except OSError as exc:
-        raise StoreError(f"cannot write into {path}: {exc.strerror}", os_errno=exc.errno) from exc
+        raise StoreError(
+            f"cannot write into {kept_at}: {exc.strerror}", os_errno=exc.errno
+        ) from exc
 
 
 def _discard(images: Images) -> OSError | None:
