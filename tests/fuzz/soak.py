@@ -6,7 +6,7 @@ What fails is said, with how to see it again, and its shards are kept below --ke
 from __future__ import annotations
 
 import argparse
-import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -40,7 +40,8 @@ def main() -> int:
         with TemporaryDirectory() as scratch:
             store = Path(scratch) / "store"
             make(store)
-            shutil.copytree(store, before := Path(scratch) / "before")
+            before = Path(scratch) / "before"
+            subprocess.run(["cp", "-a", store, before], check=True)  # holes stay holes
             began = time.process_time()
             try:
                 outcome = exercise(store, Path(scratch))
@@ -49,7 +50,8 @@ def main() -> int:
             except Exception:
                 failures += 1
                 kept = chosen.keep / f"{time.time_ns()}"
-                shutil.copytree(before, kept)
+                kept.parent.mkdir(exist_ok=True, parents=True)
+                subprocess.run(["cp", "-a", before, kept], check=True)
                 traceback.print_exc()
                 print(f"kept in {kept}", file=sys.stderr)
 
