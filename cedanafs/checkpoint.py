@@ -36,7 +36,7 @@ from cedanafs.shard.audit import INVENTORY, require_complete
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.store import is_shard_name, shard_paths
 
-CLEAN_UP_S: Final = 10.0
+CLEAN_UP_S: Final = 5.0
 _RUNTIME_DIR: Final = Path("/run")
 
 

@@ -56,7 +56,7 @@ class Checkpoints:
     async def _loaded(self, directory: Directory) -> Checkpoint:
         if directory.checkpoint is None:
             checkpoint = await self.patience.on_thread(
-                None, lambda: Checkpoint.load(directory.path)
+                directory, lambda: Checkpoint.load(directory.path)
             )
             directory.checkpoint = checkpoint
             for name, file in directory.files.items():
@@ -86,7 +86,7 @@ class Checkpoints:
                 checkpoint = await self._loaded(directory)
                 images = checkpoint.contents.images
                 log = await self.patience.on_thread(
-                    checkpoint.log,
+                    directory,
                     lambda: checkpoint.begin_writing(
                         self._lanes, shards=self._settings.shards, codec=self._settings.codec
                     ),
@@ -110,20 +110,19 @@ class Checkpoints:
             raise FileNotFoundError(errno.ENOENT, "gone", file.name)
         return log, file.image
 
-    async def reserve(self, log: Log, length: int) -> None:
+    async def reserve(self, directory: Directory, log: Log, length: int) -> None:
         """Wait until *length* bytes may be taken: the back-pressure that a writer feels."""
         if self._lanes.try_reserve(length):
             return
         self._waiting += 1
         try:
             # What waits to be packed would wait for ever, see also `written`.
-            for directory in self._names.directories():
-                checkpoint = directory.checkpoint
-                if checkpoint is not None and checkpoint.log is not None:
-                    async with directory.busy:
-                        if checkpoint.log is not None:  # it may have come to rest meanwhile
-                            checkpoint.log.flush()
-            await self.patience.reserve(log, length)
+            for other in self._names.directories():
+                if other.log is not None:
+                    async with other.busy:
+                        if other.log is not None:  # it may have come to rest meanwhile
+                            other.log.flush()
+            await self.patience.reserve(directory, log, length)
         finally:
             self._waiting -= 1
 
@@ -168,7 +167,7 @@ class Checkpoints:
                 )
             finished = {written.name} if written is not None else set()
             checkpoint.log.prepare_commit(set(directory.being_written()) - finished)
-            await self.patience.on_thread(checkpoint.log, lambda: checkpoint.commit(seal=seal))
+            await self.patience.on_thread(directory, lambda: checkpoint.commit(seal=seal))
 
     async def rest(self, directory: Directory, *, if_committed: bool = False) -> None:
         """Give back files, lock and memory of a checkpoint that nobody has open.
@@ -204,9 +203,7 @@ class Checkpoints:
                 await self.commit(directory, seal=True)
                 await self.rest(directory, if_committed=True)
                 # What was changed while we committed found this watch, and started none.
-                checkpoint = directory.checkpoint
-                log = checkpoint.log if checkpoint is not None else None
-                committed = log is None or not log.dirty
+                committed = directory.log is None or not directory.log.dirty
         except CedanaFsError as exc:
             logger.error("%s: not committed: %s", directory.path, exc)
         finally:

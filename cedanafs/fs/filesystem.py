@@ -310,16 +310,19 @@ class Filesystem:
         self._refuse_if_read_only()
         if directory.open_files:
             raise OSError(errno.EBUSY, "files in it are open", directory.name)
-        failure = directory.checkpoint.failure if directory.checkpoint else None
+        failure = directory.log.failure if directory.log else None
         directory.half_replaced = False
         for name in list(directory.files):
             self._detach(directory, name)
         await self.checkpoints.rest(directory)
-        if (await self.checkpoints.load(directory)).exists:
-            # Cuts off what came after that commit, the seal with it, so seal it again.
-            await self.checkpoints.writable(directory)
-            await self.checkpoints.commit(directory, seal=True)
-            await self.checkpoints.rest(directory)
+        try:
+            if (await self.checkpoints.load(directory)).exists:
+                # Cuts off what came after that commit, the seal with it, so seal it again.
+                await self.checkpoints.writable(directory)
+                await self.checkpoints.commit(directory, seal=True)
+                await self.checkpoints.rest(directory)
+        except CedanaFsError as exc:
+            raise failure or exc from None
         if failure is not None:
             raise failure
 
@@ -331,9 +334,8 @@ class Filesystem:
         why = StoreError("the dump was called off", os_errno=errno.ECANCELED)
         top = self.settings.store / path
         for directory in self.names.directories():
-            log = directory.checkpoint.log if directory.checkpoint else None
-            if log is not None and top in (directory.path, *directory.path.parents):
-                self._patience.call_off(log, why)
+            if top in (directory.path, *directory.path.parents):
+                self._patience.call_off(directory, why)
 
     def appended_files(self, inode: int) -> list[int]:
         """Files in and below the directory that are open to append: the kernel caches writes."""

@@ -63,7 +63,7 @@ class FileHandle:
         if offset + len(data) > MAX_FILE_LEN:
             raise OSError(errno.EFBIG, "too large", self.file.name)
         log = await self._checkpoints.writable(directory)
-        await self._checkpoints.reserve(log, len(data))
+        await self._checkpoints.reserve(directory, log, len(data))
         try:
             if directory.busy.locked():  # a commit: what comes now belongs to the next
                 async with directory.busy:
@@ -126,7 +126,7 @@ class FileHandle:
         log = await self._checkpoints.writable(self.file.directory)
         waiting = log.wait_for(frame)
         if waiting is not None:
-            with self._checkpoints.patience.wait(log):
+            with self._checkpoints.patience.wait(self.file.directory):
                 await result_of(waiting)
             log.check()
 

@@ -18,6 +18,7 @@ import trio
 
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.contents import Image
+from cedanafs.shard.log import Log
 
 Inode = NewType("Inode", int)
 ROOT: Final = Inode(1)
@@ -51,6 +52,11 @@ class Directory:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def log(self) -> Log | None:
+        """The log of its checkpoint, while that is open for writing."""
+        return self.checkpoint.log if self.checkpoint is not None else None
 
     def being_written(self) -> list[str]:
         """Images that somebody has open to write, not only to append: CRIU's log is none."""

@@ -12,11 +12,13 @@ import errno
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import trio
 
 from cedanafs.errors import CedanaFsError, StoreError
+from cedanafs.fs.namespace import Directory
 from cedanafs.shard.lanes import ABANDON_S, Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
@@ -27,6 +29,13 @@ SLOW_S: Final = 1.0
 """A store that did nothing for so long while somebody waited is taken to hang, if called off."""
 
 
+@dataclass(slots=True, eq=False)
+class _Wait:
+    scope: trio.CancelScope
+    directory: Directory | None
+    why: CedanaFsError | None = None
+
+
 class Patience:
     """The waits of one mount: each ends *timeout_s* after the store's last sign of life."""
 
@@ -34,63 +43,64 @@ class Patience:
         self._lanes = lanes
         self._timeout_s = timeout_s or math.inf
         self._alive_at = time.monotonic()
-        self._waits: dict[trio.CancelScope, Log | None] = {}
+        self._waits: set[_Wait] = set()
         self._room = trio.lowlevel.ParkingLot()
         self._token = trio.lowlevel.current_trio_token()
         lanes.on_progress = reader.on_progress = self._progress
 
-    async def reserve(self, log: Log, length: int) -> None:
+    async def reserve(self, directory: Directory, log: Log, length: int) -> None:
         """Wait until *length* bytes of the budget are taken. Raises: the log's failure."""
-        with self.wait(log):
+        with self.wait(directory):
             while not self._lanes.try_reserve(length):
                 log.check()
                 await self._room.park()
 
-    async def on_thread(self, log: Log | None, job: Callable[[], T]) -> T:
+    async def on_thread(self, directory: Directory | None, job: Callable[[], T]) -> T:
         """What *job* returns, which blocks in the store. Raises: what it raises, or ETIMEDOUT."""
-        with self.wait(log):
+        with self.wait(directory):
             return await trio.to_thread.run_sync(job, abandon_on_cancel=True)
         raise AssertionError("a wait that was given up raises")
 
     @contextlib.contextmanager
-    def wait(self, log: Log | None) -> Iterator[None]:
-        """Around a wait for the store, on behalf of *log* if it is that of a writer.
+    def wait(self, directory: Directory | None) -> Iterator[None]:
+        """Around a wait for the store, on behalf of *directory* if it is one checkpoint's.
 
-        Raises: StoreError(ETIMEDOUT), which sticks to *log*; what *log* failed with meanwhile.
+        Raises: StoreError(ETIMEDOUT), or why it was called off; it sticks to what is written.
         """
         # Shielded: a thread must not go on with a log that somebody else works with already.
-        scope = trio.CancelScope(deadline=self._deadline(), shield=True)
-        self._waits[scope] = log
+        wait = _Wait(trio.CancelScope(deadline=self._deadline(), shield=True), directory)
+        self._waits.add(wait)
         try:
-            with scope:
+            with wait.scope:
                 yield
         finally:
-            del self._waits[scope]
-        if scope.cancelled_caught:
-            if log is not None and log.failure is not None:  # called off
-                raise log.failure
-            self._lanes.abandoned = True
-            silent = StoreError(
-                f"the store has not answered for {self._timeout_s:.0f} s (--store-timeout)",
-                os_errno=errno.ETIMEDOUT,
-            )
-            if log is not None:
-                log.fail(silent)
-            raise silent
+            self._waits.remove(wait)
+        if wait.scope.cancelled_caught:
+            if wait.why is None:
+                self._lanes.abandoned = True
+                wait.why = StoreError(
+                    f"the store has not answered for {self._timeout_s:.0f} s (--store-timeout)",
+                    os_errno=errno.ETIMEDOUT,
+                )
+            if directory is not None and directory.log is not None:
+                directory.log.fail(wait.why)
+            raise wait.why
 
     async def let_go(self, job: Callable[[], None]) -> None:
         """Do *job*, which only gives back what nobody needs: waited for while the store answers."""
         with trio.move_on_after(ABANDON_S if self._lanes.abandoned else math.inf, shield=True):
             await trio.to_thread.run_sync(job, abandon_on_cancel=True)
 
-    def call_off(self, log: Log, why: CedanaFsError) -> None:
-        """Fail *log*, and with it whoever waits on its behalf."""
-        log.fail(why)
-        waits = [scope for scope, waiting in self._waits.items() if waiting is log]
+    def call_off(self, directory: Directory, why: CedanaFsError) -> None:
+        """Fail what is written into *directory*, and with it whoever waits on its behalf."""
+        if directory.log is not None:
+            directory.log.fail(why)
+        waits = [wait for wait in self._waits if wait.directory is directory]
         if waits and time.monotonic() > self._alive_at + SLOW_S:
             self._lanes.abandoned = True
-        for scope in waits:
-            scope.cancel()
+        for wait in waits:
+            wait.why = why
+            wait.scope.cancel()
 
     def _deadline(self) -> float:
         return trio.current_time() + (ABANDON_S if self._lanes.abandoned else self._timeout_s)
@@ -105,6 +115,6 @@ class Patience:
                 self._token.run_sync_soon(self._go_on, idempotent=True)
 
     def _go_on(self) -> None:
-        for scope in self._waits:
-            scope.deadline = self._deadline()
+        for wait in self._waits:
+            wait.scope.deadline = self._deadline()
         self._room.unpark_all()

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final, TypeVar
@@ -49,15 +50,15 @@ class Workers:
         self.put(lambda: _settle(future, job))
         return future
 
-    def end(self, timeout_s: float | None = None, *, drop_queued: bool = False) -> bool:
-        """Let the threads end behind what is queued; whether they did within *timeout_s*."""
+    def end(self, deadline: float | None = None, *, drop_queued: bool = False) -> bool:
+        """Let the threads end behind what is queued; whether they did by *deadline*."""
         with contextlib.suppress(queue.Empty):
             while drop_queued:
                 self._jobs.get_nowait()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
-            thread.join(timeout_s)
+            thread.join(None if deadline is None else max(deadline - time.monotonic(), 0))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self) -> None:
@@ -93,9 +94,9 @@ class Lanes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for lane in self._lanes:
-            if not lane.end(ABANDON_S if self.abandoned else None):
-                logger.error("the store has not answered to the end: what it held up is lost")
+        deadline = time.monotonic() + ABANDON_S if self.abandoned else None
+        if not all([lane.end(deadline) for lane in self._lanes]):
+            logger.error("the store has not answered to the end: what it held up is lost")
 
     @property
     def in_use_bytes(self) -> int:

@@ -7,6 +7,7 @@ loads run on the reader's own threads, several shards at once.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -58,7 +59,7 @@ class Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers.end(ABANDON_S, drop_queued=True)
+        self._workers.end(time.monotonic() + ABANDON_S, drop_queued=True)
 
     def fetch(self, files: Sequence[ShardFile], codec: Codec, frame: Frame) -> Future[bytes]:
         """The decoded records of *frame*, which has landed; perhaps already there.
