@@ -154,8 +154,14 @@ class Host:
     @contextlib.contextmanager
     def started(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:
         """cedanafs, running; killed at the end of the block if it still does."""
+        with self.started_program(sys.executable, "-m", "cedanafs", *arguments) as process:
+            yield process
+
+    @contextlib.contextmanager
+    def started_program(self, *command: object) -> Iterator[subprocess.Popen[str]]:
+        """Any program, likewise."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "cedanafs", *map(str, arguments)],
+            [*map(str, command)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -217,6 +223,10 @@ class Host:
             for pid in self._processes()
             if b"--foreground" in (words := _words(pid)) and os.fsencode(mountpoint) in words
         ]
+
+    def running(self, word: str) -> list[int]:
+        """Processes of ours that have *word* in their command."""
+        return [pid for pid in self._processes() if os.fsencode(word) in _words(pid)]
 
     def wait_for_servers(self, mountpoint: Path) -> None:
         """Wait until nobody serves *mountpoint* any more."""
