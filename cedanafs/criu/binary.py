@@ -80,6 +80,11 @@ async def check(criu_binary: str) -> CheckResult:
     return CheckResult(ready=basic.returncode == 0, lacks=tuple(lacks))
 
 
+async def has_feature(criu_binary: str, feature: str) -> bool:
+    """Whether `criu check --feature` finds it. Raises: MachineError when criu cannot start."""
+    return (await _run(criu_binary, "check", "--feature", feature)).returncode == 0
+
+
 async def _run(*command: str) -> subprocess.CompletedProcess[bytes]:
     try:
         return await trio.run_process(
