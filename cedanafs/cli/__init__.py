@@ -32,6 +32,7 @@ cedanafs.add_command(look.list_)
 cedanafs.add_command(look.inspect)
 cedanafs.add_command(look.verify)
 cedanafs.add_command(look.extract)
+cedanafs.add_command(look.repair)
 cedanafs.add_command(check.check)
 
 

@@ -1,4 +1,4 @@
-"""list, inspect, verify, extract."""
+"""list, inspect, verify, extract, repair."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from cedanafs.cli.common import PathArgument, echo_json
-from cedanafs.errors import CorruptShard
+from cedanafs.errors import CheckpointIncomplete, CorruptShard, UsageError
 from cedanafs.look import CheckpointSummary, list_store
 from cedanafs.look import inspect as summary_of
 from cedanafs.progress import TerminalReport, human
 from cedanafs.shard import audit
+from cedanafs.shard import repair as repairing
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -94,7 +95,8 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 @json_option
 def verify(checkpoint: Path, as_json: bool) -> None:
     """Read every byte of CHECKPOINT and check it; exit code 3 when something is wrong."""
-    total = summary_of(checkpoint).stored_bytes
+    summary = summary_of(checkpoint)
+    total = summary.stored_bytes
     with TerminalReport().bar(f"verifying {checkpoint}", total) as show:
         found = audit.verify(checkpoint, _running_total(show))
     if as_json:
@@ -103,12 +105,18 @@ def verify(checkpoint: Path, as_json: bool) -> None:
         for damage in found.damages[:-1]:
             click.echo(f"cedanafs: {damage}", err=True)
         raise CorruptShard(found.damages[-1])
+    if summary.commit == 0:
+        raise CheckpointIncomplete(f"{checkpoint}: {summary.problem}")
     if not as_json:
-        torn = f", {human(found.torn_bytes)} behind the last commit" if found.torn_bytes else ""
         click.echo(
             f"{checkpoint}: every byte is right "
-            f"({found.frames} frames, {human(found.stored_bytes)}{torn})"
+            f"({found.frames} frames, {human(found.stored_bytes)})"
         )
+        if found.torn_bytes:
+            click.echo(
+                f"  {human(found.torn_bytes)} behind commit {summary.commit} are not part of it: "
+                "of one that is being written, or was cut short"
+            )
 
 
 @click.command()
@@ -120,6 +128,75 @@ def extract(checkpoint: Path, directory: Path) -> None:
     with TerminalReport().bar(f"extracting {checkpoint}", total) as show:
         count = audit.extract(checkpoint, directory, _running_total(show))
     click.echo(f"{count} images in {directory}", err=True)
+
+
+@click.command()
+@click.argument("checkpoint", type=PathArgument)
+@click.option("--yes", is_flag=True, help="Change it; without, only what could be done is shown.")
+@click.option(
+    "--into",
+    "directory",
+    type=PathArgument,
+    metavar="DIRECTORY",
+    help="Change nothing; write the images that are whole into DIRECTORY, plain.",
+)
+@click.option(
+    "--accept", is_flag=True,
+    help="Take images that were being written when the server died for whole.",
+)  # fmt: skip
+def repair(checkpoint: Path, yes: bool, directory: Path | None, accept: bool) -> None:
+    """Bring back what can be had of CHECKPOINT after a crash or a fault of its disk.
+
+    Exit code 3 when something is lost, or nothing was done yet.
+    """
+    if directory is not None:
+        if yes or accept:
+            raise UsageError("--into changes nothing: it goes with neither --yes nor --accept")
+        count, lost = repairing.salvage(checkpoint, directory)
+        click.echo(f"{count} images in {directory}", err=True)
+        if lost:
+            raise CorruptShard(f"{checkpoint}: lost: {', '.join(lost)}")
+        return
+    found = repairing.diagnose(checkpoint)
+    for damage in found.damages:
+        click.echo(f"cedanafs: {damage}", err=True)
+    if found.way is None and (found.damages or found.torn_bytes):
+        raise CorruptShard(
+            f"{checkpoint}: no commit of it is whole; "
+            "repair --into DIRECTORY writes the images that are"
+        )
+    if found.way is not None:
+        _bring_back(checkpoint, found.way, yes=yes)
+    if found.unfinished:
+        names = ", ".join(found.unfinished)
+        if not accept:
+            raise CheckpointIncomplete(
+                f"{checkpoint}: {names}: still being written when the server died, so perhaps only "
+                "a part is there. Write anew, or repair --accept if you know that all is there"
+            )
+        repairing.accept(checkpoint)
+        click.echo(f"{checkpoint}: taken for whole: {names}")
+    elif found.way is None:
+        click.echo(f"{checkpoint}: nothing to repair")
+
+
+def _bring_back(checkpoint: Path, way: repairing.Way, *, yes: bool) -> None:
+    opened = way.opened
+    click.echo(
+        f"{checkpoint}: commit {opened.commit} of {_when(opened.committed_ns)} is whole, "
+        f"with {len(opened.contents.images)} images"
+        + ("; its footer is missing or damaged, and is written anew" if way.unfooted else "")
+    )
+    lost = f"lost: {', '.join(way.lost)}" if way.lost else "nothing that was committed is lost"
+    click.echo(f"  what is behind it is cut off; {lost}")
+    if not yes:
+        raise CheckpointIncomplete(f"{checkpoint}: nothing was changed; repair --yes does it")
+    found = repairing.bring_back(checkpoint, way)
+    if found.damages:
+        raise CorruptShard(f"{found.damages[0]}; repair --into DIRECTORY writes what is whole")
+    if way.lost:
+        raise CorruptShard(f"{checkpoint}: repaired; {lost}")
+    click.echo(f"{checkpoint}: repaired")
 
 
 def _running_total(show: Callable[[int], None]) -> audit.Progress:

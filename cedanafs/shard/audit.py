@@ -66,19 +66,23 @@ def verify(directory: Path, progress: Progress = lambda _: None) -> Audit:
     """
     opened = open_checkpoint(directory)
     try:
-        damages: list[str] = []
-        frames = 0
-        for k, file in enumerate(opened.files):
-            try:
-                for _ in _checked_units(opened, k, file):
-                    frames += 1
-            except CorruptShard as exc:
-                damages.append(str(exc))
-            progress(opened.commit_ends[k])
-        stored = sum(opened.commit_ends)
-        return Audit(tuple(damages), frames, stored, opened.torn_bytes)
+        return audit(opened, progress)
     finally:
         opened.close()
+
+
+def audit(opened: Opened, progress: Progress = lambda _: None) -> Audit:
+    """`verify` what is open already."""
+    damages: list[str] = []
+    frames = 0
+    for k, file in enumerate(opened.files):
+        try:
+            for _ in _checked_units(opened, k, file):
+                frames += 1
+        except CorruptShard as exc:
+            damages.append(str(exc))
+        progress(opened.commit_ends[k])
+    return Audit(tuple(damages), frames, sum(opened.commit_ends), opened.torn_bytes)
 
 
 def _checked_units(opened: Opened, k: int, file: ShardFile) -> Iterator[None]:
@@ -129,18 +133,21 @@ def extract(directory: Path, target: Path, progress: Progress = lambda _: None) 
     """
     opened = open_checkpoint(directory)
     try:
-        root = _new_directory(target)
-        try:
-            _extract_into(root, opened, progress)
-        except OSError as exc:
-            raise StoreError(
-                f"cannot write into {target}: {exc.strerror}", os_errno=exc.errno
-            ) from exc
-        finally:
-            os.close(root)
-        return len(opened.contents.images)
+        return extract_images(opened, target, progress)
     finally:
         opened.close()
+
+
+def extract_images(opened: Opened, target: Path, progress: Progress = lambda _: None) -> int:
+    """`extract` what is open already."""
+    root = _new_directory(target)
+    try:
+        _extract_into(root, opened, progress)
+    except OSError as exc:
+        raise StoreError(f"cannot write into {target}: {exc.strerror}", os_errno=exc.errno) from exc
+    finally:
+        os.close(root)
+    return len(opened.contents.images)
 
 
 def _new_directory(target: Path) -> int:

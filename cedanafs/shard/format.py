@@ -43,7 +43,7 @@ MAX_SEQ: Final = 1 << 62
 
 _HEADER: Final = struct.Struct("<4sBBHIIQ16s")
 _CHECK: Final = struct.Struct("<Q")
-_HEADER_MAGIC: Final = b"CdFr"
+HEADER_MAGIC: Final = b"CdFr"
 
 HEADER_LEN: Final = _HEADER.size + _CHECK.size
 
@@ -79,7 +79,7 @@ class Header:
     def encode(self) -> bytes:
         return checked(
             _HEADER.pack(
-                _HEADER_MAGIC,
+                HEADER_MAGIC,
                 VERSION,
                 self.kind,
                 self.shard,
@@ -93,7 +93,7 @@ class Header:
     @classmethod
     def decode(cls, blob: bytes) -> Header:
         """Raises: CorruptShard, UnknownFeature."""
-        body = unchecked(blob, HEADER_LEN, _HEADER_MAGIC, "frame header")
+        body = unchecked(blob, HEADER_LEN, HEADER_MAGIC, "frame header")
         _, version, kind, shard, stored_len, raw_len, digest, uuid = _HEADER.unpack(body)
         known_version(version)
         if kind not in (Kind.DATA, Kind.COMMIT):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -115,6 +115,12 @@ def _opened(directory: Path, files: list[ShardFile]) -> Opened:
         for file, each in zip(files, scans, strict=True)
         if each.last is not None
     ]
+    opened = opened_at(directory, files, commits)
+    return replace(opened, footers=_footers_behind(scans, opened.ends, lengths), lengths=lengths)
+
+
+def opened_at(directory: Path, files: list[ShardFile], commits: Sequence[Commit]) -> Opened:
+    """What *commits*, one of each shard, say. Raises: MixedShards, CorruptShard, …"""
     footers = [each.footer for each in commits]
     indexes = [each.index for each in commits]
     _check_set(directory, files, footers, indexes)
@@ -122,12 +128,11 @@ def _opened(directory: Path, files: list[ShardFile]) -> Opened:
     first = indexes[0]
     sealed = footers[0].sealed
     commit_ends = [each.end for each in commits]
-    ends = [index.content_end for index in indexes] if sealed else commit_ends
     return Opened(
         directory,
         files,
-        _codec_said(files[0], codec, first),
-        commit=commit,
+        _codec_said(files[0], codec_of(EXTENSIONS[files[0].path.suffix]), first),
+        commit=first.commit,
         sealed=sealed,
         checkpoint=first.checkpoint,
         created_ns=first.created_ns,
@@ -138,9 +143,9 @@ def _opened(directory: Path, files: list[ShardFile]) -> Opened:
         frames=frames,
         markers=[index.markers for index in indexes],
         commit_ends=commit_ends,
-        ends=ends,
-        footers=_footers_behind(scans, ends, lengths),
-        lengths=lengths,
+        ends=[index.content_end for index in indexes] if sealed else commit_ends,
+        footers=commit_ends,
+        lengths=commit_ends,
     )
 
 

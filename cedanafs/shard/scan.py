@@ -25,14 +25,13 @@ from cedanafs.shard.commit import (
     footer_unit,
     index_in,
 )
-from cedanafs.shard.format import HEADER_LEN, Carrier, Header, Kind
+from cedanafs.shard.format import HEADER_LEN, HEADER_MAGIC, Carrier, Header, Kind
 from cedanafs.shard.store import ShardFile
 
 _SECTOR: Final = 512
 """A disk writes so many bytes, aligned, wholly or not at all."""
 
 _SEARCH_STEP: Final = 1 << 20
-_MAGIC_LEN: Final = 4
 _IT_ENDS: Final = "it ends there"
 
 
@@ -142,6 +141,19 @@ def scan(file: ShardFile, carrier: Carrier, length: int) -> Scan:
     return Scan(last, broken_at=at, why=why)
 
 
+def headers(file: ShardFile, carrier: Carrier, length: int) -> Iterator[tuple[int, Header, int]]:
+    """Like `walk`, but past whatever makes no sense, to the next header that does."""
+    at = 0
+    while at < length:
+        try:
+            header, body = _header_at(file, carrier, at, length)
+        except CheckpointError:
+            at = _next_header(file, carrier, at + 1, length)
+            continue
+        yield at, header, body
+        at = body + header.stored_len
+
+
 def commit_before(file: ShardFile, carrier: Carrier, end: int) -> Commit | None:
     """The commit that ends at *end*; None where no footer does.
 
@@ -224,12 +236,29 @@ def begins_like_a_shard(file: ShardFile, carrier: Carrier, length: int) -> bool:
     header = Header(Kind.DATA, 0, 1, 1, 0, UUID(int=0)).encode()
     for seq_len in range(10 if carrier.seqs_per_unit else 1):
         unit = carrier.hide(header, 1 << 7 * seq_len >> 7)
-        known = unit[: unit.index(header) + _MAGIC_LEN]
+        known = unit[: unit.index(header) + len(HEADER_MAGIC)]
         found = file.read_at(0, min(length, len(known))).rstrip(b"\0")
         seq = range(5, 5 + seq_len)  # behind the record's length and the field's tag
         if all(a == b or at in seq for at, (a, b) in enumerate(zip(found, known, strict=False))):
             return True
     return False
+
+
+def _next_header(file: ShardFile, carrier: Carrier, at: int, length: int) -> int:
+    """Where the next unit with a header begins; *length* where none does."""
+    step = carrier.unit_len(HEADER_LEN)
+    for start in range(at, length, _SEARCH_STEP):
+        data = file.read_at(start, min(_SEARCH_STEP + step, length - start))
+        found = data.find(HEADER_MAGIC)
+        while found >= 0:
+            for unit_at in range(max(start + found - step, at), start + found + 1):
+                try:
+                    _header_at(file, carrier, unit_at, length)
+                except CheckpointError:
+                    continue
+                return unit_at
+            found = data.find(HEADER_MAGIC, found + 1)
+    return length
 
 
 def _header_at(file: ShardFile, carrier: Carrier, at: int, end: int) -> tuple[Header, int]:
