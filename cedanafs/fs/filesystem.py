@@ -239,7 +239,7 @@ class Filesystem:
             writes=writes,
             appends=writes and bool(flags & os.O_APPEND),
         )
-        if flags & os.O_TRUNC and image.length:
+        if flags & os.O_TRUNC and (image.length or image.unfinished):
             log, image = await self.checkpoints.writable_image(file)
             self._truncate(log, directory, image, 0)
         return handle
