@@ -224,10 +224,6 @@ class Host:
             if b"--foreground" in (words := _words(pid)) and os.fsencode(mountpoint) in words
         ]
 
-    def running(self, word: str) -> list[int]:
-        """Processes of ours that have *word* in their command."""
-        return [pid for pid in self._processes() if os.fsencode(word) in _words(pid)]
-
     def wait_for_servers(self, mountpoint: Path) -> None:
         """Wait until nobody serves *mountpoint* any more."""
         poll(lambda: not self.servers(mountpoint), "the server's end")
