@@ -26,7 +26,7 @@ from cedanafs.shard.codec import EXTENSIONS, Codec, codec_of
 from cedanafs.shard.commit import Footer, Index
 from cedanafs.shard.contents import Contents
 from cedanafs.shard.extents import Frame
-from cedanafs.shard.format import MAX_FRAME_LEN, Carrier
+from cedanafs.shard.format import MAX_COMMIT_LEN, MAX_FRAME_LEN, MAX_SEQ, Carrier
 from cedanafs.shard.records import Marker, parse
 from cedanafs.shard.scan import (
     Commit,
@@ -123,7 +123,7 @@ def opened_at(directory: Path, files: list[ShardFile], commits: Sequence[Commit]
     """What *commits*, one of each shard, say. Raises: MixedShards, CorruptShard, …"""
     footers = [each.footer for each in commits]
     indexes = [each.index for each in commits]
-    _check_set(directory, files, footers, indexes)
+    _check_set(directory, files, commits)
     frames = [_frames(file, index) for file, index in zip(files, indexes, strict=True)]
     first = indexes[0]
     sealed = footers[0].sealed
@@ -264,13 +264,13 @@ def _codec_said(file: ShardFile, expected: Codec, index: Index) -> Codec:
     return codec
 
 
-def _check_set(
-    directory: Path,
-    files: Sequence[ShardFile],
-    footers: Sequence[Footer],
-    indexes: Sequence[Index],
-) -> None:
+def _check_set(directory: Path, files: Sequence[ShardFile], commits: Sequence[Commit]) -> None:
+    footers = [each.footer for each in commits]
+    indexes = [each.index for each in commits]
     first = indexes[0]
+    index_len = sum(each.end - each.footer.commit_offset for each in commits)
+    if index_len > MAX_COMMIT_LEN or max(first.content_seq, footers[0].next_seq) > MAX_SEQ:
+        raise CorruptShard(f"{directory}: its commit is larger than any that is written")
     if first.shards > len(files):
         suffix = files[0].path.suffix
         names = ", ".join(f"img-{k}{suffix}" for k in range(len(files), first.shards))

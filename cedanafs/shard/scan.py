@@ -233,10 +233,8 @@ def _is_part(found: bytes, unit: bytes, known: bytearray, offset: int) -> bool:
 def begins_like_a_shard(file: ShardFile, carrier: Carrier, length: int) -> bool:
     """Whether the file may be a shard of which the first frame is torn: it is zeros there, or
     begins as a frame does. Something else is no shard, and not ours to cut."""
-    header = Header(Kind.DATA, 0, 1, 1, 0, UUID(int=0)).encode()
-    for seq_len in range(10 if carrier.seqs_per_unit else 1):
-        unit = carrier.hide(header, 1 << 7 * seq_len >> 7)
-        known = unit[: unit.index(header) + len(HEADER_MAGIC)]
+    for seq_len, lead in enumerate(_leads(carrier)):
+        known = lead + HEADER_MAGIC
         found = file.read_at(0, min(length, len(known))).rstrip(b"\0")
         seq = range(5, 5 + seq_len)  # behind the record's length and the field's tag
         if all(a == b or at in seq for at, (a, b) in enumerate(zip(found, known, strict=False))):
@@ -244,14 +242,24 @@ def begins_like_a_shard(file: ShardFile, carrier: Carrier, length: int) -> bool:
     return False
 
 
+def _leads(carrier: Carrier) -> list[bytes]:
+    """What stands before a header in its unit: one for each length of a sequence number."""
+    header = Header(Kind.DATA, 0, 1, 1, 0, UUID(int=0)).encode()
+    units = [carrier.hide(header, 1 << 7 * seq_len >> 7) for seq_len in range(10)]
+    leads = [unit[: unit.index(header)] for unit in units]
+    return leads if carrier.seqs_per_unit else leads[:1]
+
+
 def _next_header(file: ShardFile, carrier: Carrier, at: int, length: int) -> int:
     """Where the next unit with a header begins; *length* where none does."""
-    step = carrier.unit_len(HEADER_LEN)
+    lead_lens = {len(lead) for lead in _leads(carrier)}
     for start in range(at, length, _SEARCH_STEP):
-        data = file.read_at(start, min(_SEARCH_STEP + step, length - start))
+        data = file.read_at(start, min(_SEARCH_STEP + HEADER_LEN, length - start))
         found = data.find(HEADER_MAGIC)
         while found >= 0:
-            for unit_at in range(max(start + found - step, at), start + found + 1):
+            for unit_at in (start + found - lead_len for lead_len in lead_lens):
+                if unit_at < at:
+                    continue
                 try:
                     _header_at(file, carrier, unit_at, length)
                 except CheckpointError:
