@@ -19,6 +19,8 @@ from uuid import UUID
 from cedanafs.errors import CorruptShard, UnknownFeature
 from cedanafs.shard.format import (
     HEADER_LEN,
+    MAX_SEQ,
+    MAX_SHARDS,
     VERSION,
     Carrier,
     Header,
@@ -37,6 +39,11 @@ FOOTER_MAGIC: Final = b"CdEn"
 _INDEX_MAGIC: Final = b"CdIx"
 _INDEX_HEAD: Final = struct.Struct("<4sI")
 _FRAME_ROW: Final = struct.Struct("<QIIQI")
+
+MAX_HEAD_LEN: Final = 4 << 20
+"""Most bytes of an index's JSON head, of which names of images being written can be the most."""
+
+_MAX_WORD_LEN: Final = 100  # of what people get to see: codec, tool, a feature
 
 FOOTER_LEN: Final = _FOOTER.size + 8
 FOOTER_DEPENDS: Final = (range(32, 40), range(56, 64))
@@ -80,14 +87,15 @@ class Footer:
         body = unchecked(blob, FOOTER_LEN, FOOTER_MAGIC, "footer")
         _, version, sealed, shard, commit, offset, previous, seq, uuid = _FOOTER.unpack(body)
         known_version(version)
+        if max(commit, seq) > MAX_SEQ:
+            raise CorruptShard(f"footer with commit {commit} and sequence number {seq}")
         return cls(shard, bool(sealed), commit, offset, previous, seq, UUID(bytes=uuid))
 
     def belongs_to(self, index: Index) -> bool:
-        return (self.checkpoint, self.shard, self.commit) == (
-            index.checkpoint,
-            index.shard,
-            index.commit,
-        )
+        return (
+            (self.checkpoint, self.shard, self.commit)
+            == (index.checkpoint, index.shard, index.commit)
+        ) and index.content_seq <= self.next_seq
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +165,14 @@ class Index:
             raise CorruptShard("index cut short")
         magic, head_len = _INDEX_HEAD.unpack_from(blob)
         at = _INDEX_HEAD.size + head_len
-        if magic != _INDEX_MAGIC or at > len(blob):
+        if magic != _INDEX_MAGIC or at > len(blob) or head_len > MAX_HEAD_LEN:
             raise CorruptShard("not an index")
         try:
             head = json.loads(blob[_INDEX_HEAD.size : at])
-            features = tuple(str(f) for f in head["features"])
-            if unknown := set(features) - KNOWN_FEATURES:
+            features = tuple(_word(f, "feature") for f in head["features"])
+            if unknown := sorted(set(features) - KNOWN_FEATURES):
                 raise UnknownFeature(
-                    f"the checkpoint needs {', '.join(sorted(unknown))}, "
+                    f"the checkpoint needs {', '.join(unknown[:9])}, "
                     "which this version does not know: use a newer cedanafs"
                 )
             count = _natural(head, "frames")
@@ -173,14 +181,14 @@ class Index:
                 raise CorruptShard("index with fewer frames than it says")
             return cls(
                 checkpoint=UUID(hex=head["checkpoint"]),
-                shards=_natural(head, "shards"),
-                shard=_natural(head, "shard"),
-                codec=str(head["codec"]),
-                commit=_natural(head, "commit"),
+                shards=_natural(head, "shards", MAX_SHARDS),
+                shard=_natural(head, "shard", MAX_SHARDS),
+                codec=_word(head["codec"], "codec"),
+                commit=_natural(head, "commit", MAX_SEQ),
                 created_ns=_natural(head, "created_ns"),
                 committed_ns=_natural(head, "committed_ns"),
-                tool=str(head["tool"]),
-                content_seq=_natural(head, "content_seq"),
+                tool=_word(head["tool"], "tool"),
+                content_seq=_natural(head, "content_seq", MAX_SEQ),
                 content_end=_natural(head, "content_end"),
                 frames=[FrameRow(*row) for row in _FRAME_ROW.iter_unpack(blob[at:rows_end])],
                 markers=blob[rows_end:],
@@ -188,7 +196,7 @@ class Index:
                 unfinished=tuple(str(name) for name in head.get("unfinished", ())),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            raise CorruptShard(f"index head does not make sense: {exc!r}") from exc
+            raise CorruptShard(f"index head does not make sense: {repr(exc)[:200]}") from exc
 
 
 def units_of_commit(
@@ -296,8 +304,15 @@ def commit_in(units: bytes, carrier: Carrier) -> tuple[Index, Footer]:
     return found.index, footer
 
 
-def _natural(head: dict[str, Any], key: str) -> int:
+def _natural(head: dict[str, Any], key: str, most: int = (1 << 64) - 1) -> int:
     value = head[key]
-    if type(value) is not int or not 0 <= value < 1 << 64:
+    if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{key} is {value!r}")
+    return value
+
+
+def _word(value: object, what: str) -> str:
+    """*value*, which people get to see."""
+    if not isinstance(value, str) or len(value) > _MAX_WORD_LEN or not value.isprintable():
+        raise ValueError(f"{what} is {value!r}")
     return value

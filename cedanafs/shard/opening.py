@@ -26,7 +26,7 @@ from cedanafs.shard.codec import EXTENSIONS, Codec, codec_of
 from cedanafs.shard.commit import Footer, Index
 from cedanafs.shard.contents import Contents
 from cedanafs.shard.extents import Frame
-from cedanafs.shard.format import MAX_COMMIT_LEN, MAX_FRAME_LEN, MAX_SEQ, Carrier
+from cedanafs.shard.format import MAX_COMMIT_LEN, MAX_FRAME_LEN, MAX_INDEX_LEN, Carrier
 from cedanafs.shard.records import Marker, parse
 from cedanafs.shard.scan import (
     Commit,
@@ -101,7 +101,13 @@ def _opened(directory: Path, files: list[ShardFile]) -> Opened:
     codec = codec_of(EXTENSIONS[files[0].path.suffix])
     carrier = Carrier(codec)
     lengths = [file.length() for file in files]
-    scans = [scan(file, carrier, length) for file, length in zip(files, lengths, strict=True)]
+    scans: list[Scan] = []
+    for file, length in zip(files, lengths, strict=True):
+        scans.append(scan(file, carrier, length))
+        if sum(each.commit_len for each in scans) > MAX_COMMIT_LEN:
+            raise CorruptShard(
+                f"{directory}: the shards' indexes are longer than {MAX_INDEX_LEN} bytes"
+            )
     commit = _common_commit(files, carrier, lengths, scans)
     if commit == 0:
         zeros = [0] * len(files)
@@ -268,9 +274,6 @@ def _check_set(directory: Path, files: Sequence[ShardFile], commits: Sequence[Co
     footers = [each.footer for each in commits]
     indexes = [each.index for each in commits]
     first = indexes[0]
-    index_len = sum(each.end - each.footer.commit_offset for each in commits)
-    if index_len > MAX_COMMIT_LEN or max(first.content_seq, footers[0].next_seq) > MAX_SEQ:
-        raise CorruptShard(f"{directory}: its commit is larger than any that is written")
     if first.shards > len(files):
         suffix = files[0].path.suffix
         names = ", ".join(f"img-{k}{suffix}" for k in range(len(files), first.shards))

@@ -25,7 +25,14 @@ from cedanafs.shard.commit import (
     footer_unit,
     index_in,
 )
-from cedanafs.shard.format import HEADER_LEN, HEADER_MAGIC, Carrier, Header, Kind
+from cedanafs.shard.format import (
+    HEADER_LEN,
+    HEADER_MAGIC,
+    MAX_COMMIT_LEN,
+    Carrier,
+    Header,
+    Kind,
+)
 from cedanafs.shard.store import ShardFile
 
 _SECTOR: Final = 512
@@ -73,6 +80,10 @@ class Scan:
     pending: Pending | None = None
     broken_at: int = 0
     why: str = _IT_ENDS
+
+    @property
+    def commit_len(self) -> int:
+        return self.last.end - self.last.footer.commit_offset if self.last else 0
 
 
 class at_place:
@@ -170,6 +181,8 @@ def commit_before(file: ShardFile, carrier: Carrier, end: int) -> Commit | None:
     if at > end - length:
         return None
     with at_place(file, at):
+        if end - at > MAX_COMMIT_LEN:
+            raise CorruptShard(f"a commit of {end - at} bytes, at most {MAX_COMMIT_LEN}")
         data = file.read_at(at, end - at)
         units = index_in(data, carrier)
         if not footer.belongs_to(units.index):
@@ -253,7 +266,8 @@ def _leads(carrier: Carrier) -> list[bytes]:
 def _next_header(file: ShardFile, carrier: Carrier, at: int, length: int) -> int:
     """Where the next unit with a header begins; *length* where none does."""
     lead_lens = {len(lead) for lead in _leads(carrier)}
-    for start in range(at, length, _SEARCH_STEP):
+    start = at
+    while (start := file.next_data(start)) < length:
         data = file.read_at(start, min(_SEARCH_STEP + HEADER_LEN, length - start))
         found = data.find(HEADER_MAGIC)
         while found >= 0:
@@ -266,6 +280,7 @@ def _next_header(file: ShardFile, carrier: Carrier, at: int, length: int) -> int
                     continue
                 return unit_at
             found = data.find(HEADER_MAGIC, found + 1)
+        start += _SEARCH_STEP
     return length
 
 
@@ -277,7 +292,8 @@ def _header_at(file: ShardFile, carrier: Carrier, at: int, end: int) -> tuple[He
 
 def _commit_behind(file: ShardFile, carrier: Carrier, at: int, length: int) -> Footer | None:
     """The first footer behind *at* that ends a commit of this shard; no crash leaves one there."""
-    for start in range(at, length, _SEARCH_STEP):
+    start = at
+    while (start := file.next_data(start)) < length:
         data = file.read_at(start, min(_SEARCH_STEP + FOOTER_LEN, length - start))
         found = data.find(FOOTER_MAGIC)
         while found >= 0:
@@ -285,10 +301,12 @@ def _commit_behind(file: ShardFile, carrier: Carrier, at: int, length: int) -> F
                 footer = Footer.decode(data[found : found + FOOTER_LEN])
                 if footer.commit_offset == at:
                     return footer
-                header, _ = _header_at(file, carrier, footer.commit_offset, length)
-                if header.kind == Kind.COMMIT and header.checkpoint == footer.checkpoint:
-                    return footer
+                if footer.commit_offset < start + found:
+                    header, _ = _header_at(file, carrier, footer.commit_offset, length)
+                    if header.kind == Kind.COMMIT and header.checkpoint == footer.checkpoint:
+                        return footer
             except CheckpointError:
                 pass
             found = data.find(FOOTER_MAGIC, found + 1)
+        start += _SEARCH_STEP
     return None

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,9 @@ from cedanafs.errors import (
 )
 from cedanafs.shard.codec import EXTENSIONS, Codec
 from cedanafs.shard.format import MAX_SHARDS
+
+MAX_OFFSET: Final = 1 << 62
+"""No file reaches it, and not every number of a shard can be an offset for the kernel."""
 
 _SHARD_NAME: Final = re.compile(r"img-(0|[1-9][0-9]{0,2})(\.[a-z0-9]+)?")
 
@@ -57,9 +61,14 @@ class ShardFile:
 
     @classmethod
     def open(cls, path: Path, *, writable: bool = False) -> ShardFile:
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW
+        # Without O_NONBLOCK a FIFO of that name would be waited for.
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         with _store_errors("open", path):
-            return cls(path, os.open(path, flags))
+            fd = os.open(path, flags | (os.O_RDWR if writable else os.O_RDONLY))
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise CorruptShard(f"{path} is not a regular file")
+        return cls(path, fd)
 
     @property
     def name(self) -> str:
@@ -71,19 +80,34 @@ class ShardFile:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Exactly *length* bytes. Raises: CorruptShard when the file ends before."""
+        data = b""
         with _store_errors("read", self.path):
-            data = os.pread(self._fd, length, offset)
-            while 0 < len(data) < length:
+            while len(data) < length and offset + len(data) < MAX_OFFSET:
                 more = os.pread(self._fd, length - len(data), offset + len(data))
                 if not more:
                     break
-                data += more
+                data = data + more if data else more
         if len(data) != length:
             raise CorruptShard(
                 f"{self.name} at offset {offset}: {length} bytes wanted, the file ends "
                 f"after {len(data)}: it was cut short"
             )
         return data
+
+    def next_data(self, offset: int) -> int:
+        """Where from *offset* on something was written: zeros of a hole take no time to skip.
+
+        The file's length, where nothing was.
+        """
+        with _store_errors("read", self.path):
+            try:
+                return os.lseek(self._fd, offset, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno == errno.ENXIO:  # behind the last of it
+                    return max(os.fstat(self._fd).st_size, offset)
+                if exc.errno == errno.EINVAL:  # a store that knows no holes
+                    return offset
+                raise
 
     def write_at(self, offset: int, buffers: Sequence[bytes]) -> None:
         """All of *buffers* one after the other from *offset*, short writes continued."""

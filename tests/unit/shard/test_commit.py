@@ -27,6 +27,8 @@ from cedanafs.shard.format import (
     MAX_COMMIT_LEN,
     MAX_FRAME_LEN,
     MAX_INDEX_LEN,
+    MAX_SEQ,
+    MAX_SHARDS,
     Carrier,
     Header,
     Kind,
@@ -36,6 +38,9 @@ from cedanafs.shard.records import Marker, encode, parse
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 u16, u32, u64 = (st.integers(0, (1 << bits) - 1) for bits in (16, 32, 64))
+seqs = st.integers(0, MAX_SEQ)
+shard_numbers = st.integers(0, MAX_SHARDS)
+words = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
 lengths = st.integers(1, MAX_FRAME_LEN)
 headers = st.one_of(
     st.builds(Header, st.just(Kind.DATA), u16, lengths, lengths, u64, st.uuids()),
@@ -49,18 +54,18 @@ headers = st.one_of(
         st.uuids(),
     ),
 )
-footers = st.builds(Footer, u16, st.booleans(), u64, u64, u64, u64, st.uuids())
+footers = st.builds(Footer, u16, st.booleans(), seqs, u64, u64, seqs, st.uuids())
 indexes = st.builds(
     Index,
     checkpoint=st.uuids(),
-    shards=u16,
-    shard=u16,
+    shards=shard_numbers,
+    shard=shard_numbers,
     codec=st.sampled_from(["none", "zstd:3"]),
-    commit=u64,
+    commit=seqs,
     created_ns=u64,
     committed_ns=u64,
-    tool=st.text(max_size=20),
-    content_seq=u64,
+    tool=words,
+    content_seq=seqs,
     content_end=u64,
     frames=st.lists(st.builds(FrameRow, u64, u32, u32, u64, u32), max_size=4),
     markers=st.binary(max_size=40),

@@ -267,19 +267,21 @@ def test_a_shard_cut_short_behind_its_neighbours_is_damaged(
 @pytest.mark.parametrize("codec", CODECS)
 def test_commits_behind_a_damaged_place_are_not_cut_off(tmp_path: Path, codec: str) -> None:
     """One shard, so nobody else knows; behind the commit a crash has left a torn frame."""
-    first, second = committed_twice(tmp_path, codec, shards=1)
+    _, (length,) = committed_twice(tmp_path, codec, shards=1)
     (path,) = shard_paths(tmp_path)
     with path.open("ab") as file:
         file.write(b"torn" * 50)
-    for at in range(0, second[0], 3):
+    refused = 0
+    for at in range(length):
         flip(path, at)
         try:
-            found = read_checkpoint(tmp_path)
+            found: dict[str, bytes] | str = read_checkpoint(tmp_path)
         except CorruptShard as exc:
-            assert path.name in str(exc)
-        else:
-            assert found == SECOND
+            found = str(exc)
+            refused += 1
+        assert found == SECOND or path.name in found
         flip(path, at)
+    assert refused > length // 2
 
 
 @pytest.mark.parametrize("codec", CODECS)
