@@ -39,6 +39,8 @@ from cedanafs.shard.scan import (
 )
 from cedanafs.shard.store import ShardFile, require_shards
 
+_ATTEMPTS: Final = 5
+
 _NO_SHARD: Final = "{} is not a shard of cedanafs, or its beginning is damaged: {}"
 
 
@@ -90,17 +92,25 @@ def open_checkpoint(directory: Path) -> Opened:
     try:
         for path in require_shards(directory):
             files.append(ShardFile.open(path))
-        return _opened(directory, files)
+        attempts = 0
+        while True:
+            attempts += 1
+            lengths = [file.length() for file in files]
+            try:
+                return _opened(directory, files, lengths)
+            except CheckpointError:
+                # Of a writer one may see a footer here and no index yet there.
+                if attempts == _ATTEMPTS or lengths == [file.length() for file in files]:
+                    raise
     except BaseException:
         for file in files:
             file.close()
         raise
 
 
-def _opened(directory: Path, files: list[ShardFile]) -> Opened:
+def _opened(directory: Path, files: list[ShardFile], lengths: list[int]) -> Opened:
     codec = codec_of(EXTENSIONS[files[0].path.suffix])
     carrier = Carrier(codec)
-    lengths = [file.length() for file in files]
     scans: list[Scan] = []
     for file, length in zip(files, lengths, strict=True):
         scans.append(scan(file, carrier, length))

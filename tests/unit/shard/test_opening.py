@@ -483,3 +483,27 @@ def test_no_footer_before_all_else_is_durable_on_every_shard(
         else:
             assert not unsynced, events
     assert events[-1][0] == "sync"
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_who_opens_while_another_commits_sees_one_of_the_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    """Nothing is called damaged because it changed between a look at one shard and the next."""
+    length = ShardFile.length
+    commits = 0
+
+    def length_and_commit(file: ShardFile) -> int:
+        nonlocal commits
+        found = length(file)
+        if file.name.startswith("img-0") and commits < 2:
+            commits += 1
+            writer.create(f"late-{commits}", b"more")
+            writer.commit()
+        return found
+
+    with writing(tmp_path, shards=3, codec=codec) as writer:
+        writer.create("a", b"content")
+        writer.commit()
+        monkeypatch.setattr(ShardFile, "length", length_and_commit)
+        assert look(tmp_path).contents.images.keys() == {"a", "late-1", "late-2"}
