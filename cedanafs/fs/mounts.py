@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cedanafs.errors import StoreError, UsageError
+from cedanafs.errors import StoreBusy, StoreError, UsageError
 
 FILESYSTEM_TYPE: Final = "fuse.cedanafs"
 
@@ -31,6 +31,8 @@ On the root, as the kernel holds a directory's lock while an fsync of it waits f
 """
 
 SERVER_END_S: Final = 60.0
+ELSEWHERE_S: Final = 3.0
+"""How long a server may take to end before we look who keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,7 @@ def unmount(mountpoint: Path) -> None:
     if mount is None:
         raise UsageError(f"{mountpoint} is no mount of cedanafs")
     _seal(mount)
+    device = _device(mountpoint)
     done = subprocess.run(
         ["umount", "--", os.fspath(mountpoint)], capture_output=True, text=True, check=False
     )
@@ -103,7 +106,24 @@ def unmount(mountpoint: Path) -> None:
         reason = " ".join(done.stderr.split()) or f"umount ended with {done.returncode}"
         raise UsageError(f"cannot unmount {mountpoint}: {reason}")
     if not mount.read_only:
-        _wait_for_server(mount)
+        _wait_for_server(mount, device)
+
+
+def _device(mountpoint: Path) -> str | None:
+    """How mountinfo names the mount's device; None where the server is dead."""
+    with contextlib.suppress(OSError):
+        device = mountpoint.stat().st_dev
+        return f"{os.major(device)}:{os.minor(device)}"
+    return None
+
+
+def _process_that_has(device: str | None) -> int | None:
+    """A process in whose mount namespace *device* is still mounted."""
+    for mountinfo in Path("/proc").glob("[0-9]*/mountinfo"):
+        with contextlib.suppress(OSError):  # it has ended
+            if any(line.split(" ")[2] == device for line in mountinfo.read_text().splitlines()):
+                return int(mountinfo.parent.name)
+    return None
 
 
 def _seal(mount: Mount) -> None:
@@ -121,17 +141,24 @@ def _seal(mount: Mount) -> None:
         ) from exc
 
 
-def _wait_for_server(mount: Mount) -> None:
+def _wait_for_server(mount: Mount, device: str | None) -> None:
     """The server holds the store's lock until it has ended its work."""
     fd = os.open(mount.store, os.O_RDONLY | os.O_DIRECTORY)
-    deadline = time.monotonic() + SERVER_END_S
+    begun = time.monotonic()
     try:
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                waited_s = time.monotonic() - begun
+                if waited_s > ELSEWHERE_S and (pid := _process_that_has(device)) is not None:
+                    raise StoreBusy(
+                        f"{mount.mountpoint} is unmounted and all that was written is durable, but "
+                        f"process {pid} has it in a mount namespace of its own (a container, a "
+                        f"service?): the server keeps {mount.store} until that ends"
+                    ) from None
+                if waited_s > SERVER_END_S:
                     raise StoreError(
                         f"unmounted, but the server of {mount.store} has not ended after "
                         f"{SERVER_END_S:.0f} s: is the store hanging?"

@@ -260,6 +260,20 @@ def test_unmounting_what_is_busy_or_no_mount(host: Host, store: Path) -> None:
     host.refused(2, "commit", store, match="not in a mount of cedanafs")
 
 
+def test_unmounting_what_another_namespace_still_has(host: Host, store: Path) -> None:
+    with host.mounted(store) as mnt:
+        (mnt / "a.img").write_bytes(b"written")
+        with subprocess.Popen(["unshare", "-m", "sleep", "60"]) as other:
+            try:
+                ours = os.readlink("/proc/self/ns/mnt")
+                poll(lambda: os.readlink(f"/proc/{other.pid}/ns/mnt") != ours, "a namespace")
+                host.refused(4, "umount", mnt, match=f"durable, but process {other.pid} ")
+                host.ok("verify", store)
+            finally:
+                other.kill()
+        poll(lambda: not host.servers(mnt), "the server's end")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_server_that_is_told_to_stop_commits_and_unmounts(
     host: Host, store: Path, number: signal.Signals
