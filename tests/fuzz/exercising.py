@@ -22,6 +22,7 @@ from cedanafs.shard.contents import is_image_name
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.reader import Reader
+from cedanafs.shard.repair import diagnose, salvage
 
 READ_MOST: Final = 4 << 20
 """Bytes read of each image; as many from its end."""
@@ -51,12 +52,14 @@ class Outcome:
 
 
 def exercise(directory: Path, scratch: Path) -> Outcome:
-    """Open, inspect, verify, read, extract, write on. Raises: only what is a bug."""
+    """Open, inspect, verify, read, extract, repair, write on. Raises: only what is a bug."""
     outcome = Outcome()
     outcome.run("inspect", lambda: _inspect(directory))
     outcome.run("verify", lambda: _verify(directory))
     outcome.run("read", lambda: _read(directory))
     outcome.run("extract", lambda: _extract(directory, scratch))
+    outcome.run("diagnose", lambda: _diagnose(directory))
+    outcome.run("salvage", lambda: _salvage(directory, scratch))
     outcome.run("write", lambda: _write(directory))
     if outcome.steps["verify"] is None:  # every byte is right, so every byte can be had
         for step in ("inspect", "read", "extract"):
@@ -96,14 +99,25 @@ def _read(directory: Path) -> None:
         opened.close()
 
 
+def _diagnose(directory: Path) -> None:
+    diagnose(directory)
+
+
 def _extract(directory: Path, scratch: Path) -> None:
+    _into(scratch / "extracted", lambda target: extract(directory, target))
+
+
+def _salvage(directory: Path, scratch: Path) -> None:
+    _into(scratch / "salvaged", lambda target: salvage(directory, target))
+
+
+def _into(yard: Path, step: Callable[[Path], object]) -> None:
     """Into a directory beside things that hostile names would reach."""
-    yard = scratch / "yard"
     yard.mkdir()
     (yard / "canary").write_text("untouched")
     target = yard / "target"
     try:
-        extract(directory, target)
+        step(target)
     finally:
         assert sorted(os.listdir(yard)) in (["canary"], ["canary", "target"])
         assert (yard / "canary").read_text() == "untouched"

@@ -8,16 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from cedanafs.shard import commit
-
-needs_bounds = pytest.mark.skipif(
-    not hasattr(commit, "MAX_HEAD_LEN"),
-    reason="commit.py, scan.py, opening.py and store.py do not bound everything yet",
-)
-"""Goes when they do: what wears it takes all memory or never ends without."""
-
 HERE = Path(__file__).parent
 
 

@@ -16,7 +16,7 @@ from exercising import Outcome, exercise
 from hostile import forge
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from limits import needs_bounds, peak_mib, reset_peak
+from limits import peak_mib, reset_peak
 from mutating import CORPUS, SAMPLES, damaged, forged
 
 from cedanafs.look import inspect
@@ -49,21 +49,18 @@ def tried(make: Callable[[Path], object]) -> Outcome:
     return outcome
 
 
-@needs_bounds
 @settings(max_examples=300)
 @given(data=st.data())
 def test_whatever_an_attacker_writes_is_refused_or_harmless(data: st.DataObject) -> None:
     tried(lambda store: forge(data.draw, store))
 
 
-@needs_bounds
 @settings(max_examples=150)
 @given(st.randoms(use_true_random=False), st.sampled_from(SAMPLES))
 def test_a_real_checkpoint_with_changes_nothing_tells_of(random: Random, sample: str) -> None:
     tried(lambda store: forged(random, sample, store))
 
 
-@needs_bounds
 @settings(max_examples=150)
 @given(st.randoms(use_true_random=False), st.sampled_from(SAMPLES))
 def test_a_real_checkpoint_with_damage(random: Random, sample: str) -> None:
