@@ -128,8 +128,7 @@ def bring_back(directory: Path, way: Way) -> Audit:
     shards = _look(require_shards(directory), writable=True)
     try:
         shards.files[0].lock()
-        again = _way(shards)
-        if again is None or again.commits != way.commits:
+        if tuple(_at(shards, way.opened.commit)[1]) != way.commits:
             raise StoreBusy(f"{directory}: changed by another server since it was looked at")
         for file, found, commit in zip(shards.files, shards.commits, way.commits, strict=True):
             # As in `cut`: no footer may stand without what it vouches for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -135,6 +136,24 @@ def test_a_lost_footer_is_written_anew(
     assert code == 0, said
     assert contents(tmp_path) == whole
     assert read_checkpoint(tmp_path) == SECOND
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_first_commit_without_a_footer_is_completed(
+    tmp_path: Path, repair: Repair, codec: str
+) -> None:
+    with writing(tmp_path, shards=3, codec=codec) as writer:
+        put(writer, FIRST)
+        writer.commit()
+    whole = contents(tmp_path)
+    footers = {path: last_commit(path).footer_at for path in shard_paths(tmp_path)}
+    for path, footer_at in footers.items():
+        os.truncate(path, footer_at)
+    assert read_checkpoint(tmp_path) == {}
+    code, said = repair(tmp_path, "--yes")
+    assert code == 0, said
+    assert contents(tmp_path) == whole
+    assert read_checkpoint(tmp_path) == FIRST
 
 
 @pytest.mark.parametrize("codec", CODECS)
