@@ -307,7 +307,9 @@ def test_as_a_program(tmp_path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
 
-    assert "4 B behind commit 2 are not part of it" in run("verify", directory)[1]
+    code, said = run("verify", directory)
+    assert (code, "4 B behind commit 2 are not part of it" in said) == (0, True)
+    assert "4 B behind the last commit are not part of it" in run("inspect", directory)[1]
     assert run("repair", directory)[0] == 3
     assert run("repair", directory, "--yes")[0] == 0
     assert run("verify", directory)[0] == 0
