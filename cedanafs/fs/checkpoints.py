@@ -104,10 +104,12 @@ class Checkpoints:
         Raises: what `writable` and `image` raise.
         """
         log = await self.writable(file.directory)
-        if file.image is None:
+        if file.image is None and not file.unlinked:
             file.image = log.contents.images.get(file.name)
-        if file.image is None:
-            raise FileNotFoundError(errno.ENOENT, "gone", file.name)
+        # The kernel says when a file was last written after the file is gone, too: a record of
+        # that would make it anew.
+        if file.image is None or log.contents.images.get(file.image.name) is not file.image:
+            raise OSError(errno.ESTALE, "gone", file.name)
         return log, file.image
 
     async def reserve(self, directory: Directory, log: Log, length: int) -> None:

@@ -21,7 +21,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stream_parser import BOOKKEEPING, files_of
-from writing import stock_decoded
+from writing import read_checkpoint, stock_decoded
 
 from cedanafs.config import MountSettings
 from cedanafs.errors import CorruptShard
@@ -641,6 +641,22 @@ async def test_what_is_changed_during_a_commit_is_not_lost_with_the_rest(
         (node,) = await filesystem.list_directory(ROOT)
         assert node.name == "b"
         assert (await filesystem.attributes(node)).mode & 0o7777 == 0o444
+
+
+@pytest.mark.trio
+async def test_what_is_said_of_a_file_that_is_gone_does_not_make_it_anew(
+    mounted: Filesystem,
+) -> None:
+    """The kernel tells a file's time when it likes, if it caches its writes."""
+    handle = await mounted.create(ROOT, "a", 0o600, os.O_WRONLY | os.O_APPEND, CALLER)
+    await handle.write(0, b"bytes")
+    await mounted.release(handle)
+    await mounted.unlink(ROOT, "a")
+    for changes in (Changes(mtime_ns=1), Changes(size=1)):
+        with pytest.raises(OSError, match="gone"):
+            await mounted.set_attributes(handle.file.inode, changes)
+    await mounted.commit(ROOT)
+    assert read_checkpoint(mounted.settings.store) == {}
 
 
 @pytest.mark.trio
