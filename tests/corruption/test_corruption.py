@@ -1,8 +1,8 @@
 """Each byte flipped, each shard cut at each length, shards dropped, swapped, doubled and mixed.
 
-What is read is right or refused, and `verify` finds it. The one thing that nobody can tell from
-a crash is a shard that ends inside its last footer, or a checkpoint of one shard cut anywhere
-behind its last commit but one: then that is what is there, and what is left over is told.
+What is read is right or refused, and `verify` finds it. Only two things nobody can tell from a
+crash: a shard that ends inside its last footer, and a single shard cut short anywhere. Then the
+commit before is what is there, or none, and what is left over is told.
 
 One bit of each byte is flipped; with $EVERY_BIT set, each of them by itself.
 """
