@@ -32,7 +32,7 @@ def to_file(path: Path, verbose: int) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = WatchedFileHandler(path)
-        os.chmod(path, 0o600)
+        os.chmod(path, 0o600)  # of an earlier one, too
     except OSError as exc:
         raise StoreError(f"cannot write the log {path}: {exc.strerror}") from exc
     handler.setFormatter(logging.Formatter(_FILE_FORMAT))

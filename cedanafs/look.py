@@ -68,10 +68,18 @@ def list_store(store: Path) -> Iterator[CheckpointSummary]:
     """
     if not store.is_dir():
         raise StoreError(f"store {store} is not a directory")
-    for directory, subdirectories, files in os.walk(store, onerror=_raise):
-        subdirectories.sort()
-        if any(is_shard_name(name) for name in files):
-            yield _or_problem(Path(directory))
+    left = [store]
+    while left:  # os.walk calls itself for each level, which may be thousands
+        directory = left.pop()
+        try:
+            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+        except OSError as exc:
+            message = f"cannot list {directory}: {exc.strerror}"
+            raise StoreError(message, os_errno=exc.errno) from exc
+        directories = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+        left += [Path(entry.path) for entry in reversed(directories)]
+        if any(is_shard_name(entry.name) for entry in entries if entry not in directories):
+            yield _or_problem(directory)
 
 
 def inspect(directory: Path) -> CheckpointSummary:
@@ -124,7 +132,3 @@ def _summary(opened: Opened) -> CheckpointSummary:
         images=images,
         shard_files=shards,
     )
-
-
-def _raise(error: OSError) -> None:
-    raise StoreError(f"cannot list {error.filename}: {error.strerror}", os_errno=error.errno)

@@ -53,7 +53,12 @@ def in_words(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
-    return str(error) or type(error).__name__
+    return printable(str(error) or type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """*text* without what a terminal takes for a command: names in a checkpoint are anybody's."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 class _Size(click.ParamType[int]):

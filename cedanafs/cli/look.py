@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from cedanafs.cli.common import PathArgument, echo_json
+from cedanafs.cli.common import PathArgument, echo_json, printable
 from cedanafs.errors import CheckpointIncomplete, CorruptShard, UsageError
 from cedanafs.look import CheckpointSummary, list_store
 from cedanafs.look import inspect as summary_of
@@ -50,7 +50,7 @@ def list_(store: Path, as_json: bool) -> None:
     _echo_table(rows)
     for each in found:
         if each.problem:
-            click.echo(f"{each.state}: {each.problem}", err=True)
+            click.echo(printable(f"{each.state}: {each.problem}"), err=True)
     if not found:
         click.echo(f"no checkpoints in {store}", err=True)
 
@@ -64,7 +64,8 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
     if as_json:
         echo_json(_as_json(found, brief=False))
         return
-    click.echo(f"{found.path}: {found.state}" + (f" ({found.problem})" if found.problem else ""))
+    problem = f" ({found.problem})" if found.problem else ""
+    click.echo(printable(f"{found.path}: {found.state}{problem}"))
     sealed = ", sealed" if found.sealed else ""
     click.echo(f"  {found.checkpoint}, commit {found.commit}{sealed}, by {found.tool}")
     click.echo(f"  created {_when(found.created_ns)}, committed {_when(found.committed_ns)}")
@@ -103,7 +104,7 @@ def verify(checkpoint: Path, as_json: bool) -> None:
         echo_json(dataclasses.asdict(found))
     if found.damages:
         for damage in found.damages[:-1]:
-            click.echo(f"cedanafs: {damage}", err=True)
+            click.echo(printable(f"cedanafs: {damage}"), err=True)
         raise CorruptShard(found.damages[-1])
     if summary.commit == 0:
         raise CheckpointIncomplete(f"{checkpoint}: {summary.problem}")
@@ -159,7 +160,7 @@ def repair(checkpoint: Path, yes: bool, directory: Path | None, accept: bool) ->
         return
     found = repairing.diagnose(checkpoint)
     for damage in found.damages:
-        click.echo(f"cedanafs: {damage}", err=True)
+        click.echo(printable(f"cedanafs: {damage}"), err=True)
     if found.way is None and (found.damages or found.torn_bytes):
         raise CorruptShard(
             f"{checkpoint}: no commit of it is whole; "
@@ -168,7 +169,7 @@ def repair(checkpoint: Path, yes: bool, directory: Path | None, accept: bool) ->
     if found.way is not None:
         _bring_back(checkpoint, found.way, yes=yes)
     if found.unfinished:
-        names = ", ".join(found.unfinished)
+        names = printable(", ".join(found.unfinished))
         if not accept:
             raise CheckpointIncomplete(
                 f"{checkpoint}: {names}: still being written when the server died, so perhaps only "
@@ -187,7 +188,9 @@ def _bring_back(checkpoint: Path, way: repairing.Way, *, yes: bool) -> None:
         f"with {len(opened.contents.images)} images"
         + ("; its footer is missing or damaged, and is written anew" if way.unfooted else "")
     )
-    lost = f"lost: {', '.join(way.lost)}" if way.lost else "nothing that was committed is lost"
+    lost = "nothing that was committed is lost"
+    if way.lost:
+        lost = printable(f"lost: {', '.join(way.lost)}")
     click.echo(f"  what is behind it is cut off; {lost}")
     if not yes:
         raise CheckpointIncomplete(f"{checkpoint}: nothing was changed; repair --yes does it")
@@ -222,7 +225,8 @@ def _when(at_ns: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_ns / 1e9)) if at_ns else "-"
 
 
-def _echo_table(rows: list[tuple[str, ...]]) -> None:
+def _echo_table(table: list[tuple[str, ...]]) -> None:
+    rows = [tuple(map(printable, row)) for row in table]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))

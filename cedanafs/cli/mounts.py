@@ -69,6 +69,7 @@ def mount(
     mountpoint = mountpoint.absolute()
     verbose = ctx.parent.params["verbose"] if ctx.parent else 0
     if foreground:
+        os.umask(0o077)  # the log, rotated or not, is nobody else's
         if log_file is not None:
             log.to_file(log_file, verbose)
         _serve(settings, mountpoint, ready_fd)

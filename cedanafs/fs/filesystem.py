@@ -24,7 +24,7 @@ from cedanafs.fs.handles import FileHandle
 from cedanafs.fs.namespace import Attributes, Directory, File, Namespace, Node
 from cedanafs.fs.patience import Patience
 from cedanafs.shard.audit import INVENTORY
-from cedanafs.shard.contents import MAX_FILE_LEN, Image, is_image_name
+from cedanafs.shard.contents import MAX_FILE_LEN, MAX_IMAGES, Contents, Image, is_image_name
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
@@ -183,8 +183,8 @@ class Filesystem:
 
     async def symlink(self, parent: int, name: str, target: str, caller: Caller) -> File:
         directory = await self._parent_of_new(parent, name)
-        self._refuse_bad_image_name(name)
         log = await self.checkpoints.writable(directory)
+        self._refuse_new_image(log.contents, name)
         log.symlink(name, target, uid=caller.uid, gid=caller.gid)
         self.checkpoints.watch(directory)
         file = self.names.file(directory, name)
@@ -211,7 +211,7 @@ class Filesystem:
             file = self.names.file(directory, name)
         else:
             await self._parent_of_new(parent, name)
-            self._refuse_bad_image_name(name)
+            self._refuse_new_image(checkpoint.contents, name)
             log = await self.checkpoints.writable(directory)
             log.create_image(name, mode=stat.S_IMODE(mode), uid=caller.uid, gid=caller.gid)
             file = self.names.file(directory, name)
@@ -405,9 +405,11 @@ class Filesystem:
             raise OSError(errno.ENAMETOOLONG, "name too long", name)
         return directory
 
-    def _refuse_bad_image_name(self, name: str) -> None:
+    def _refuse_new_image(self, contents: Contents, name: str) -> None:
         if not is_image_name(name):
             raise OSError(errno.EPERM, "names in .cedanafs belong to cedanafs", name)
+        if len(contents.images) >= MAX_IMAGES:
+            raise OSError(errno.ENOSPC, "no checkpoint has more files", name)
 
     def _refuse_if_read_only(self) -> None:
         if self.settings.read_only:

@@ -96,14 +96,20 @@ class FileHandle:
 
     async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
         pending = image.pending
-        pieces: list[bytes | memoryview] = []
-        for piece in list(image.extents.slices(offset, length)):  # others may write meanwhile
-            pieces.append(await self._piece(piece))
+        pieces = list(image.extents.slices(offset, length))  # others may write meanwhile
+        if len(pieces) == 1:
+            whole = await self._piece(pieces[0])
+        else:  # copied at once: a view of each would keep as many whole frames in memory
+            out = bytearray(length)
+            at = 0
+            for piece in pieces:
+                out[at : at + piece.length] = await self._piece(piece)
+                at += piece.length
+            whole = memoryview(out)
         sequential = offset == self._next_offset
         self._next_offset = offset + length
         if sequential:
             await self._read_ahead(image)
-        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         if pending is not None and pending.start < offset + length and pending.end > offset:
             return _overlaid(whole, offset, pending)
         return whole

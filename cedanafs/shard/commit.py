@@ -9,6 +9,7 @@ Source: docs/format.md#commit, version 1.
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from cedanafs.errors import CorruptShard, UnknownFeature
+from cedanafs.errors import CorruptShard, StoreError, UnknownFeature
 from cedanafs.shard.format import (
     HEADER_LEN,
+    MAX_INDEX_LEN,
     MAX_SEQ,
     MAX_SHARDS,
     VERSION,
@@ -152,6 +154,8 @@ class Index:
         if self.unfinished:
             head["unfinished"] = list(self.unfinished)
         text = json.dumps(head, separators=(",", ":")).encode()
+        if len(text) > MAX_HEAD_LEN:
+            raise StoreError("too many unfinished files for one index", os_errno=errno.EFBIG)
         rows = b"".join(
             _FRAME_ROW.pack(f.offset, f.stored_len, f.raw_len, f.checksum, f.records)
             for f in self.frames
@@ -212,8 +216,14 @@ def units_of_commit(
 
     Units take sequence numbers from *seq* on where the carrier is records; shard 0's come last,
     as a seal ends with the image_eof record there.
+    Raises: StoreError(EFBIG) when no reader would take so long an index.
     """
     blobs = [index.encode() for index in indexes]
+    if sum(map(len, blobs)) > MAX_INDEX_LEN:
+        raise StoreError(
+            f"the index would be longer than {MAX_INDEX_LEN >> 20} MiB: too many files or writes",
+            os_errno=errno.EFBIG,
+        )
     pieces = [carrier.pieces(blob) for blob in blobs]
     next_seq = seq + carrier.seqs_per_unit * (sum(2 + len(p) for p in pieces) + sealed)
     shards: list[list[bytes]] = [[] for _ in indexes]

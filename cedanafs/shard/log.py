@@ -255,13 +255,17 @@ class Log:
             return
         content_seq = self._seq
         content_ends = [appender.end for appender in self._appenders]
-        batch = self._batch(self._appenders[0].k)
+        first = self._appenders[0]
+        batch = self._batch(first.k)
         for name in self.contents.images:
+            if batch.frame.raw_len >= FRAME_BYTES:
+                self._lanes.land(first.k, 0, partial(self._land, first, batch))
+                batch = self._batch(first.k)
             batch.add(Marker(seq=self._next_seq(), filename=name))
             batch.add(Marker(seq=self._next_seq(), file_eof=True))
         if self._carrier.codec.hides:
             batch.add(Marker(seq=self._next_seq(), image_eof=True))
-        self._lanes.land(0, 0, partial(self._land, self._appenders[0], batch))
+        self._lanes.land(first.k, 0, partial(self._land, first, batch))
         self._on_each(lambda _: None)
         self._append_commit(content_seq, content_ends, sealed=True)
         self._sealed_from = content_seq, content_ends

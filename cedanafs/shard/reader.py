@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from cedanafs.errors import CorruptShard
@@ -23,6 +24,9 @@ from cedanafs.shard.store import ShardFile
 
 READ_AHEAD_FRAMES: Final = 8
 """Frames that a sequential reader is ahead by: two for each of four shards."""
+
+READ_AHEAD_EXTENTS: Final = 256
+"""Extents that are looked at to find them: a file may consist of a million tiny ones."""
 
 
 def load_frame(file: ShardFile, codec: Codec, frame: Frame) -> bytes:
@@ -85,19 +89,13 @@ class Reader:
     ) -> None:
         """Start loading what a sequential reader wants after *offset*."""
         wanted: dict[Frame, None] = {}
-        for piece in extents.following(offset):
+        for piece in islice(extents.following(offset), READ_AHEAD_EXTENTS):
             if len(wanted) == READ_AHEAD_FRAMES:
                 break
             if piece.frame is not None and piece.frame.landed:
                 wanted[piece.frame] = None
         for frame in wanted:
             self.fetch(files, codec, frame)
-
-    def forget(self, frames: Iterable[Frame]) -> None:
-        """Give back the memory of *frames*."""
-        with self._lock:
-            for frame in frames:
-                self._drop(frame)
 
     def _make_room(self, length: int) -> None:
         for frame, future in list(self._cache.items()):

@@ -660,6 +660,21 @@ async def test_what_is_said_of_a_file_that_is_gone_does_not_make_it_anew(
 
 
 @pytest.mark.trio
+async def test_more_files_than_a_reader_would_take(
+    mounted: Filesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cedanafs.fs.filesystem.MAX_IMAGES", 2)
+    for name in "ab":
+        await mounted.release(await mounted.create(ROOT, name, 0o600, os.O_WRONLY, CALLER))
+    with pytest.raises(OSError, match="no checkpoint has more"):
+        await mounted.create(ROOT, "c", 0o600, os.O_WRONLY, CALLER)
+    with pytest.raises(OSError, match="no checkpoint has more"):
+        await mounted.symlink(ROOT, "c", "a", CALLER)
+    await mounted.commit(ROOT)
+    assert set(read_checkpoint(mounted.settings.store)) == {"a", "b"}
+
+
+@pytest.mark.trio
 async def test_a_writer_does_not_wait_for_what_waits_to_be_packed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,8 +53,10 @@ records = st.one_of(
 @given(st.lists(records, max_size=12))
 def test_any_records_make_sense_or_are_corrupt(some: list[dict]) -> None:
     contents = Contents()
-    with contextlib.suppress(CorruptShard):
+    try:
         applied(*some, contents=contents)
+    except CorruptShard:
+        return
     contents.drop_hidden()
     for name, image in contents.images.items():
         assert name == image.name

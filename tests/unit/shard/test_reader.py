@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,9 +59,8 @@ def test_a_frame_is_loaded_once(opened: Opened, loads: list[Frame]) -> None:
         first = reader.fetch(opened.files, opened.codec, frame)
         assert reader.fetch(opened.files, opened.codec, frame) is first
         assert first.result(PATIENCE_S)[-MIB:] == bytes([3]) * MIB
-        reader.forget([frame])
         reader.fetch(opened.files, opened.codec, frame).result(PATIENCE_S)
-    assert loads == [frame, frame]
+    assert loads == [frame]
 
 
 def test_the_cache_keeps_what_was_used_last_within_its_bytes(
@@ -115,8 +115,8 @@ def test_damage_names_shard_and_offset_and_is_not_kept(opened: Opened) -> None:
         shard.seek(place)
         shard.write(original)
         shard.flush()
-        # The callback that forgets a failure may come a moment after the failure.
-        reader.forget([frame])
+        while damaged is reader.fetch(opened.files, opened.codec, frame):
+            time.sleep(0.001)  # what forgets a failure may come a moment after it
         good = reader.fetch(opened.files, opened.codec, frame).result(PATIENCE_S)
         assert good[-MIB:] == bytes([5]) * MIB
 
