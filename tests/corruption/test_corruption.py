@@ -21,7 +21,7 @@ import pytest
 from writing import read_checkpoint, read_contents, writing
 
 from cedanafs.errors import CheckpointError
-from cedanafs.shard.audit import verify, what_is_missing
+from cedanafs.shard.audit import audit, verify, what_is_missing
 from cedanafs.shard.format import Carrier
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.scan import Commit, scan
@@ -59,9 +59,10 @@ def found_in(directory: Path) -> tuple[dict[str, bytes] | str, bool]:
         files: dict[str, bytes] | str = read_contents(opened.files, opened.codec, opened.contents)
     except CheckpointError as exc:
         files = str(exc)
+    try:
+        return files, bool(audit(opened).damages)  # the second
     finally:
         opened.close()
-    return files, bool(verify(directory).damages)
 
 
 def last_commit(directory: Path, path: Path) -> Commit:
