@@ -3,6 +3,8 @@
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
+SOAK_MINUTES := 10
+
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
 
@@ -22,6 +24,11 @@ lint: .venv/.packages ## check style, types and the order of imports
 
 bench: machine .venv/.criu ## measure dumps and restores (BENCH_ARGS=--help)
 	.venv/bin/python benchmarks/dump.py $(BENCH_ARGS)
+
+soak: machine .venv/.criu ## look for rare failures, SOAK_MINUTES=10 of each kind
+	.venv/bin/python tests/crash/soak.py --minutes $(SOAK_MINUTES)
+	.venv/bin/python tests/fuzz/soak.py --minutes $(SOAK_MINUTES)
+	.venv/bin/python tests/faults/soak.py --minutes $(SOAK_MINUTES)
 
 clean: ## remove all that was built or installed here; system packages stay
 	rm -rf .venv *.egg-info .*_cache .hypothesis build dist
@@ -43,4 +50,4 @@ machine:
 	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))
 	$(if $(wildcard /dev/fuse),,$(error there is no /dev/fuse: load the kernel module fuse, or hand the device to the container))
 
-.PHONY: help setup demo test lint bench clean system machine
+.PHONY: help setup demo test lint bench soak clean system machine
