@@ -86,10 +86,10 @@ def s3_url() -> Iterator[str]:
 
 
 def test_there_are_blocks_for_each_use() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
 
 
-@pytest.mark.parametrize("block", BLOCKS[:2], ids=["cedanafs", "plain criu"])
+@pytest.mark.parametrize("block", BLOCKS[:3], ids=["cedanafs", "plain criu", "durable"])
 def test_local(block: str, process: Workload, run_block: Callable[..., None]) -> None:
     before = process.ask()
     run_block(block, process)
@@ -105,7 +105,7 @@ def test_s3fs(
     password.write_text("id:secret")
     before = process.ask()
     run_block(
-        BLOCKS[2] + "ls -l /mnt/bucket/web/img-3.zst\n",
+        BLOCKS[3] + "ls -l /mnt/bucket/web/img-3.zst\n",
         process,
         BUCKET="checkpoints",
         S3_URL=s3_url,
