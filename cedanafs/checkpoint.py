@@ -1,7 +1,4 @@
-"""Dump and restore: a directory for the images, a CRIU run, and the commit between them.
-
-The composition root: the only file that knows both the filesystem and CRIU.
-"""
+"""Dump and restore: a CRIU run on a directory for its images, and the commit between them."""
 
 from __future__ import annotations
 
@@ -9,11 +6,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 import trio
 
@@ -23,57 +18,14 @@ from cedanafs.criu.binary import find_criu
 from cedanafs.criu.options import DumpOptions, RestoreOptions
 from cedanafs.errors import (
     CedanaFsError,
-    CheckpointMissing,
     CriuError,
     StoreError,
     UsageError,
     the_error,
 )
-from cedanafs.fs.mount import check_machine, mounted
-from cedanafs.fs.mounts import CALL_OFF_XATTR, DISCARD_XATTR, mount_holding, mount_of_store
+from cedanafs.fs.mount import check_machine
+from cedanafs.images import Images, images_of_dump, images_of_restore
 from cedanafs.progress import Report, human
-from cedanafs.shard.audit import INVENTORY, require_complete
-from cedanafs.shard.opening import open_checkpoint
-from cedanafs.shard.store import is_shard_name, shard_paths
-
-CLEAN_UP_S: Final = 5.0
-_RUNTIME_DIR: Final = Path("/run")
-
-
-@dataclass(frozen=True, slots=True)
-class Images:
-    """A directory that takes CRIU's images, as seen by CRIU, and by the user afterwards."""
-
-    path: Path
-    kept_at: Path
-    streamed: bool
-    done_bytes: Callable[[], int]
-    call_off: Callable[[], None] = lambda: None
-    """Make every write that waits for the store fail, and those to come. Blocks if a mount does."""
-
-    async def commit(self) -> None:
-        """Return when everything in the directory is durable. Raises: StoreError."""
-        try:
-            await trio.to_thread.run_sync(self._sync)
-        except OSError as exc:
-            raise StoreError(
-                f"{self.kept_at}: the checkpoint is not durable: {exc.strerror}",
-                os_errno=exc.errno,
-            ) from exc
-
-    def _sync(self) -> None:
-        if not self.streamed:
-            for path in self.path.iterdir():
-                fd = os.open(path, os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 async def dump(
@@ -102,7 +54,7 @@ async def dump(
     with _work_dir("cedanafs-dump-") as work_dir:
         committed = None
         try:
-            async with _images_of_dump(directory, name, settings, options.pid) as images:
+            async with images_of_dump(directory, name, settings, options.pid) as images:
                 await _dump_into(images, options, work_dir, criu, report)
                 committed = images.kept_at
                 await trio.to_thread.run_sync(_keep_logs, work_dir, images.path)
@@ -142,7 +94,7 @@ async def _dump_into(
                 await images.commit()
     except BaseException as exc:
         with trio.CancelScope(shield=True):
-            failure = await trio.to_thread.run_sync(_discard, images)
+            failure = await trio.to_thread.run_sync(images.discard)
         if failure is not None and isinstance(exc, CriuError):  # it failed as the store did
             raise StoreError(
                 f"process {options.pid} is not dumped, {images.kept_at} cannot be written: "
@@ -187,69 +139,6 @@ async def _called_off_when_cancelled(images: Images) -> AsyncIterator[None]:
         raise the_error(cancelled if called_off and cancelled else group) from None
 
 
-@asynccontextmanager
-async def _images_of_dump(
-    directory: Path, name: str, settings: MountSettings | None, pid: int
-) -> AsyncIterator[Images]:
-    """The directory to dump into: in a mount that is there, in one of our own, or plain."""
-    if not directory.is_dir():
-        raise UsageError(f"--dir {directory} is not a directory")
-    mount = mount_holding(directory)
-    if mount is None and settings is not None and (of_store := mount_of_store(directory)):
-        mount, directory = of_store, of_store.mountpoint
-    path = directory / name
-    if mount is not None:
-        if settings is None:
-            raise UsageError(f"--stream 0: {directory} is in a mount, which streams")
-        server = mount.server_pid()
-        if server in (pid, *tree.descendants(pid)):
-            raise UsageError(f"refuse to dump process {pid}: it runs the mount's own server")
-        await trio.to_thread.run_sync(_make_empty, path, path)
-        below = os.fspath(path.relative_to(mount.mountpoint)).encode()
-        root = mount.mountpoint
-        yield Images(
-            path,
-            path,
-            streamed=True,
-            done_bytes=lambda: 0,
-            call_off=lambda: os.setxattr(root, CALL_OFF_XATTR, below),
-        )
-    elif settings is None:
-        if not _made_directory(path) and any(path.iterdir()):
-            raise UsageError(f"{path} is not empty: choose another --name")
-        yield Images(path, path, streamed=False, done_bytes=lambda: _bytes_in(path))
-    else:
-        async with _own_mount(path, settings) as images:
-            yield images
-
-
-@asynccontextmanager
-async def _own_mount(path: Path, settings: MountSettings) -> AsyncIterator[Images]:
-    """The checkpoint directory *path* mounted for this dump alone."""
-    made = _made_directory(path)
-    if not made and any(not is_shard_name(entry.name) for entry in path.iterdir()):
-        raise UsageError(f"{path} holds other files: choose another --name")
-    mountpoint = _new_mountpoint()
-    # Nothing is committed but by us: until the dump is whole, an earlier one stays what it was.
-    own = replace(settings, store=path.resolve(), quiet_s=None)
-    try:
-        async with mounted(own, mountpoint) as filesystem:
-            await trio.to_thread.run_sync(_make_empty, mountpoint, path)
-            yield Images(
-                mountpoint,
-                path,
-                streamed=True,
-                done_bytes=lambda: filesystem.statistics().written_bytes,
-                call_off=lambda: trio.from_thread.run_sync(filesystem.call_off, "."),
-            )
-    finally:
-        with suppress(OSError):
-            mountpoint.rmdir()
-        if made:
-            with trio.move_on_after(CLEAN_UP_S, shield=True):  # the store may be hanging
-                await trio.to_thread.run_sync(_remove_if_uncommitted, path, abandon_on_cancel=True)
-
-
 async def restore(
     options: RestoreOptions,
     *,
@@ -268,7 +157,7 @@ async def restore(
     criu = find_criu(criu_binary)
     with _work_dir("cedanafs-restore-") as work_dir:
         async with (
-            _images_of_restore(path, stream, defaults) as (images, damage),
+            images_of_restore(path, stream, defaults) as images,
             report.watch(f"restoring {path}", images.done_bytes, None),
         ):
             try:
@@ -280,47 +169,11 @@ async def restore(
                     on_notify={},
                 )
             except CedanaFsError as exc:
-                if (found := damage()) is not None:
+                if (found := images.damage()) is not None:
                     raise found from exc
                 raise
     report.say(f"restored process {result.pid}")
     return result.pid
-
-
-Damage = Callable[[], CedanaFsError | None]
-
-
-@asynccontextmanager
-async def _images_of_restore(
-    path: Path, stream: int | None, defaults: Defaults
-) -> AsyncIterator[tuple[Images, Damage]]:
-    mount = mount_holding(path)
-    store_path = mount.store_path(path.absolute()) if mount else path
-    if not path.is_dir():
-        raise CheckpointMissing(f"{path}: no such directory")
-    shards = len(shard_paths(store_path))
-    if stream is not None and stream != shards:
-        has = f"has {shards} shards" if shards else "holds plain images, no shards"
-        raise UsageError(f"--stream {stream}: {path} {has}")
-    if shards and mount is None:
-        opened = await trio.to_thread.run_sync(open_checkpoint, path)
-        opened.close()
-        require_complete(opened)
-        settings = replace(defaults, stream=shards).mount_settings(path.resolve(), read_only=True)
-        mountpoint = _new_mountpoint()
-        try:
-            async with mounted(settings, mountpoint) as filesystem:
-                yield (
-                    Images(mountpoint, path, True, lambda: filesystem.statistics().read_bytes),
-                    lambda: filesystem.checkpoints.damage,
-                )
-        finally:
-            with suppress(OSError):
-                mountpoint.rmdir()
-    elif await trio.to_thread.run_sync((path / INVENTORY).exists):
-        yield Images(path, path, streamed=mount is not None, done_bytes=lambda: 0), lambda: None
-    else:
-        raise CheckpointMissing(f"{path}: no checkpoint here: no img-0 and no {INVENTORY}")
 
 
 @contextmanager
@@ -344,76 +197,10 @@ def _work_dir(prefix: str) -> Iterator[Path]:
 # Blocking helpers: they run on threads where the path may be in a mount that we serve.
 
 
-def _made_directory(path: Path) -> bool:
-    """Make *path*, or find that it is a directory already."""
-    try:
-        path.mkdir(mode=0o700)
-    except FileExistsError:
-        if not path.is_dir():
-            raise UsageError(f"{path} is not a directory: choose another --name") from None
-        return False
-    except OSError as exc:
-        raise StoreError(f"cannot make {path}: {exc.strerror}", os_errno=exc.errno) from exc
-    return True
-
-
-def _new_mountpoint() -> Path:
-    base = _RUNTIME_DIR if os.access(_RUNTIME_DIR, os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="cedanafs-", dir=base))
-
-
-def _make_empty(path: Path, kept_at: Path) -> None:
-    """Make the directory, or take an earlier dump's images out of it, but for its inventory.
-
-    CRIU replaces the inventory last; until then the earlier dump stays the committed one.
-    """
-    try:
-        path.mkdir(mode=0o700, exist_ok=True)
-        for entry in path.iterdir():
-            if entry.name != INVENTORY:
-                entry.unlink()
-    except OSError as exc:
-        raise StoreError(
-            f"cannot write into {kept_at}: {exc.strerror}", os_errno=exc.errno
-        ) from exc
-
-
-def _discard(images: Images) -> OSError | None:
-    """Leave nothing of a dump that failed. Returns what the store failed with, if it did."""
-    if not images.streamed:
-        shutil.rmtree(images.path, ignore_errors=True)
-        return None
-    failure = None
-    try:
-        os.setxattr(images.path, DISCARD_XATTR, b"")
-    except OSError as exc:
-        failure = exc
-    with suppress(OSError):  # an earlier checkpoint, or the root of our own mount, stays
-        images.path.rmdir()
-    return failure
-
-
-def _remove_if_uncommitted(path: Path) -> None:
-    with suppress(OSError, CedanaFsError):
-        opened = open_checkpoint(path) if shard_paths(path) else None
-        if opened is not None:
-            opened.close()
-        if opened is None or opened.commit == 0:
-            for shard in shard_paths(path):
-                shard.unlink()
-            path.rmdir()
-
-
 def _keep_logs(work_dir: Path, target: Path) -> None:
     for name in (driver.DUMP_LOG, stats.STATS_DUMP):
         if (work_dir / name).exists():
             shutil.copyfile(work_dir / name, target / name)
-
-
-def _bytes_in(path: Path) -> int:
-    with suppress(OSError):
-        return sum(entry.stat().st_size for entry in path.iterdir())
-    return 0
 
 
 def _process_name(pid: int) -> str:
