@@ -9,10 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -20,6 +19,7 @@ import trio
 from cedanafs.config import MountSettings
 from cedanafs.errors import CedanaFsError, StoreError
 from cedanafs.fs.checkpoints import Checkpoints
+from cedanafs.fs.directories import Directories
 from cedanafs.fs.handles import FileHandle
 from cedanafs.fs.namespace import Attributes, Directory, File, Namespace, Node
 from cedanafs.fs.patience import Patience
@@ -28,7 +28,6 @@ from cedanafs.shard.contents import MAX_FILE_LEN, MAX_IMAGES, Contents, Image, i
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
-from cedanafs.shard.store import is_shard_name, remove_shards, sync_directory
 
 T = TypeVar("T")
 
@@ -71,6 +70,7 @@ class Filesystem:
         self.names = Namespace(settings.store)
         self._patience = Patience(lanes, reader, settings.store_timeout_s)
         self.checkpoints = Checkpoints(settings, self.names, lanes, self._patience, nursery)
+        self.directories = Directories(self.names, self.checkpoints, self._patience)
         self._lanes = lanes
         self._reader = reader
 
@@ -88,7 +88,7 @@ class Filesystem:
         if name in checkpoint.contents.images and is_image_name(name):
             node = self.names.file(directory, name)
         else:
-            node = (await self._subdirectories(directory)).get(name)
+            node = (await self.directories.below(directory)).get(name)
         if node is not None:
             node.lookups += 1
         return node
@@ -102,7 +102,7 @@ class Filesystem:
         """Everything in the directory, in the order of names."""
         directory = self._directory(inode)
         checkpoint = await self.checkpoints.load(directory)
-        nodes: dict[str, Node] = dict(await self._subdirectories(directory))
+        nodes: dict[str, Node] = dict(await self.directories.below(directory))
         for name in checkpoint.contents.images:
             if is_image_name(name):
                 nodes[name] = self.names.file(directory, name)
@@ -110,34 +110,19 @@ class Filesystem:
 
     async def make_directory(self, parent: int, name: str, mode: int, caller: Caller) -> Directory:
         directory = await self._parent_of_new(parent, name)
-        if is_shard_name(name) or not is_image_name(name):
-            raise OSError(errno.EINVAL, "the store needs this name itself", name)
-        path = directory.path / name
-        await self._in_store(_make_directory, path)
-        made = self.names.add_directory(path, directory)
-        made.subdirectories = {}
+        made = await self.directories.make(directory, name)
         made.mode, made.uid, made.gid = stat.S_IMODE(mode), caller.uid, caller.gid
-        (await self._subdirectories(directory))[name] = made
         made.lookups += 1
         return made
 
     async def remove_directory(self, parent: int, name: str) -> None:
         directory = self._directory(parent)
-        doomed = (await self._subdirectories(directory)).get(name)
+        doomed = (await self.directories.below(directory)).get(name)
         if doomed is None:
             missing = name not in (await self.checkpoints.load(directory)).contents.images
             raise OSError(errno.ENOENT if missing else errno.ENOTDIR, "no directory", name)
         self._refuse_if_read_only()
-        checkpoint = await self.checkpoints.load(doomed)
-        shown = any(map(is_image_name, checkpoint.contents.images))
-        if shown or await self._subdirectories(doomed):
-            raise OSError(errno.ENOTEMPTY, "not empty", name)
-        if doomed.open_files:
-            raise OSError(errno.EBUSY, "files in it are open", name)
-        await self.checkpoints.rest(doomed)
-        await self._in_store(_remove_directory, doomed.path)
-        del (await self._subdirectories(directory))[name]
-        self.names.remove(doomed)
+        await self.directories.remove(doomed)
 
     async def unlink(self, parent: int, name: str) -> None:
         directory, image = await self._existing_image(parent, name)
@@ -156,15 +141,16 @@ class Filesystem:
         self, old_parent: int, old: str, new_parent: int, new: str, *, replace: bool
     ) -> None:
         source, target = self._directory(old_parent), self._directory(new_parent)
-        if old in await self._subdirectories(source):
-            await self._rename_directory(source, old, target, new, replace=replace)
+        if old in await self.directories.below(source):
+            self._refuse_if_read_only()
+            await self.directories.rename(source, old, target, new, replace=replace)
             return
         directory, image = await self._existing_image(old_parent, old)
         if target is not directory:
             raise OSError(errno.EXDEV, "another checkpoint", new)
         if not is_image_name(new):
             raise OSError(errno.EINVAL, "not a name for an image file", new)
-        if new in await self._subdirectories(target):
+        if new in await self.directories.below(target):
             raise OSError(errno.EISDIR, "a directory", new)
         log = await self.checkpoints.writable(directory)
         if old == new:
@@ -355,13 +341,9 @@ class Filesystem:
         )
 
     async def store_space(self) -> os.statvfs_result:
-        return await self._in_store(os.statvfs, self.settings.store)
+        return await self._patience.on_thread(None, lambda: os.statvfs(self.settings.store))
 
     # Helpers.
-
-    async def _in_store(self, work: Callable[..., T], *paths: Path) -> T:
-        """What *work*, which blocks in the store, returns."""
-        return await self._patience.on_thread(None, lambda: work(*paths))
 
     def _directory(self, inode: int) -> Directory:
         node = self.names[inode]
@@ -375,22 +357,12 @@ class Filesystem:
             raise IsADirectoryError(errno.EISDIR, "a directory", node.name)
         return node
 
-    async def _subdirectories(self, directory: Directory) -> dict[str, Directory]:
-        if directory.subdirectories is None:
-            found = await self._in_store(_list_directories, directory.path)
-            if directory.subdirectories is None:
-                directory.subdirectories = {
-                    name: self.names.add_directory(directory.path / name, directory)
-                    for name in found
-                }
-        return directory.subdirectories
-
     async def _existing_image(self, parent: int, name: str) -> tuple[Directory, Image]:
         directory = self._directory(parent)
         checkpoint = await self.checkpoints.load(directory)
         image = checkpoint.contents.images.get(name)
         if image is None:
-            is_directory = name in await self._subdirectories(directory)
+            is_directory = name in await self.directories.below(directory)
             raise OSError(errno.EISDIR if is_directory else errno.ENOENT, "no such image", name)
         self._refuse_if_read_only()
         return directory, image
@@ -399,7 +371,7 @@ class Filesystem:
         directory = self._directory(parent)
         self._refuse_if_read_only()
         checkpoint = await self.checkpoints.load(directory)
-        if name in checkpoint.contents.images or name in await self._subdirectories(directory):
+        if name in checkpoint.contents.images or name in await self.directories.below(directory):
             raise OSError(errno.EEXIST, "exists", name)
         if len(os.fsencode(name)) > 255:
             raise OSError(errno.ENAMETOOLONG, "name too long", name)
@@ -437,33 +409,6 @@ class Filesystem:
             file.unlinked = True
             self.names.drop_if_unused(file)
 
-    async def _rename_directory(
-        self, source: Directory, old: str, target: Directory, new: str, *, replace: bool
-    ) -> None:
-        self._refuse_if_read_only()
-        if is_shard_name(new) or not is_image_name(new):
-            raise OSError(errno.EINVAL, "the store needs this name itself", new)
-        siblings = await self._subdirectories(target)
-        images = (await self.checkpoints.load(target)).contents.images
-        if new in images or (new in siblings and not replace):
-            raise OSError(errno.EEXIST, "exists", new)
-        moved = (await self._subdirectories(source))[old]
-        below = self.names.below(moved)
-        if any(directory.open_files for directory in below):
-            raise OSError(errno.EBUSY, "files in it are open", old)
-        if new in siblings:
-            await self.remove_directory(target.inode, new)
-        for directory in below:
-            await self.checkpoints.commit(directory, seal=True)
-            await self.checkpoints.rest(directory)
-        old_path, path = moved.path, target.path / new
-        await self._in_store(_rename_directory, old_path, path)
-        for directory in self.names.below(moved):
-            directory.path = path / directory.path.relative_to(old_path)
-        moved.parent = target
-        del (await self._subdirectories(source))[old]
-        siblings[new] = moved
-
 
 @asynccontextmanager
 async def open_filesystem(settings: MountSettings) -> AsyncIterator[Filesystem]:
@@ -486,29 +431,3 @@ async def open_filesystem(settings: MountSettings) -> AsyncIterator[Filesystem]:
                 nursery.cancel_scope.cancel()
         if failures:
             raise failures[0]
-
-
-def _list_directories(path: Path) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False) and is_image_name(entry.name)
-            ]
-    except OSError as exc:
-        raise StoreError(f"cannot list {path}: {exc.strerror}", os_errno=exc.errno) from exc
-
-
-def _make_directory(path: Path) -> None:
-    os.mkdir(path, 0o700)
-
-
-def _remove_directory(path: Path) -> None:
-    remove_shards(path)
-    os.rmdir(path)
-
-
-def _rename_directory(old: Path, new: Path) -> None:
-    os.rename(old, new)
-    sync_directory(new.parent)

@@ -1,0 +1,110 @@
+"""The directories of the store as those of the mount: made, listed, renamed, removed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from cedanafs.errors import StoreError
+from cedanafs.fs.checkpoints import Checkpoints
+from cedanafs.fs.namespace import Directory, Namespace
+from cedanafs.fs.patience import Patience
+from cedanafs.shard.contents import is_image_name
+from cedanafs.shard.store import is_shard_name, remove_shards, sync_directory
+
+
+class Directories:
+    """Each is listed once: the mount is its store's only writer."""
+
+    def __init__(self, names: Namespace, checkpoints: Checkpoints, patience: Patience) -> None:
+        self._names = names
+        self._checkpoints = checkpoints
+        self._patience = patience
+
+    async def below(self, directory: Directory) -> dict[str, Directory]:
+        """Those in *directory*, by name; changed with it. Raises: StoreError."""
+        if directory.subdirectories is None:
+            found = await self._patience.on_thread(None, lambda: _list(directory.path))
+            if directory.subdirectories is None:
+                directory.subdirectories = {
+                    name: self._names.add_directory(directory.path / name, directory)
+                    for name in found
+                }
+        return directory.subdirectories
+
+    async def make(self, parent: Directory, name: str) -> Directory:
+        _refuse_bad_name(name)
+        path = parent.path / name
+        await self._patience.on_thread(None, lambda: os.mkdir(path, 0o700))
+        made = self._names.add_directory(path, parent)
+        made.subdirectories = {}
+        (await self.below(parent))[name] = made
+        return made
+
+    async def remove(self, doomed: Directory) -> None:
+        """Remove *doomed*, in which nothing may be left, and its shards, which then say so."""
+        checkpoint = await self._checkpoints.load(doomed)
+        shown = any(map(is_image_name, checkpoint.contents.images))
+        if shown or await self.below(doomed):
+            raise OSError(errno.ENOTEMPTY, "not empty", doomed.name)
+        if doomed.open_files:
+            raise OSError(errno.EBUSY, "files in it are open", doomed.name)
+        await self._checkpoints.rest(doomed)
+        await self._patience.on_thread(None, lambda: _remove(doomed.path))
+        if doomed.parent is not None:
+            del (await self.below(doomed.parent))[doomed.name]
+        self._names.remove(doomed)
+
+    async def rename(
+        self, source: Directory, old: str, target: Directory, new: str, *, replace: bool
+    ) -> None:
+        """Rename one with all that is below it, committed and at rest."""
+        _refuse_bad_name(new)
+        siblings = await self.below(target)
+        images = (await self._checkpoints.load(target)).contents.images
+        if new in images or (new in siblings and not replace):
+            raise OSError(errno.EEXIST, "exists", new)
+        moved = (await self.below(source))[old]
+        below = self._names.below(moved)
+        if any(directory.open_files for directory in below):
+            raise OSError(errno.EBUSY, "files in it are open", old)
+        if new in siblings:
+            await self.remove(siblings[new])
+        for directory in below:
+            await self._checkpoints.commit(directory, seal=True)
+            await self._checkpoints.rest(directory)
+        old_path, path = moved.path, target.path / new
+        await self._patience.on_thread(None, lambda: _rename(old_path, path))
+        for directory in self._names.below(moved):
+            directory.path = path / directory.path.relative_to(old_path)
+        moved.parent = target
+        del (await self.below(source))[old]
+        siblings[new] = moved
+
+
+def _refuse_bad_name(name: str) -> None:
+    if is_shard_name(name) or not is_image_name(name):
+        raise OSError(errno.EINVAL, "the store needs this name itself", name)
+
+
+def _list(path: Path) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [
+                entry.name
+                for entry in entries
+                if entry.is_dir(follow_symlinks=False) and is_image_name(entry.name)
+            ]
+    except OSError as exc:
+        raise StoreError(f"cannot list {path}: {exc.strerror}", os_errno=exc.errno) from exc
+
+
+def _remove(path: Path) -> None:
+    remove_shards(path)
+    os.rmdir(path)
+
+
+def _rename(old: Path, new: Path) -> None:
+    os.rename(old, new)
+    sync_directory(new.parent)
