@@ -20,6 +20,7 @@ from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.contents import Image
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
+from cedanafs.shard.store import sync_shards
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,14 @@ class Checkpoints:
             finished = {written.name} if written is not None else set()
             checkpoint.log.prepare_commit(set(directory.being_written()) - finished)
             await self.patience.on_thread(directory, lambda: checkpoint.commit(seal=seal))
+
+    async def make_found_durable(self, directory: Directory) -> None:
+        """What an earlier server wrote may still be in the page cache, if that was killed."""
+        if not self._settings.read_only and not directory.found_durable:
+            async with directory.busy:
+                if directory.log is None:  # who goes on writing has done it
+                    await self.patience.on_thread(directory, lambda: sync_shards(directory.path))
+                directory.found_durable = True
 
     async def rest(self, directory: Directory, *, if_committed: bool = False) -> None:
         """Give back files, lock and memory of a checkpoint that nobody has open.

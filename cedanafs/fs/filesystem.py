@@ -12,7 +12,6 @@ import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import trio
 
@@ -28,8 +27,6 @@ from cedanafs.shard.contents import MAX_FILE_LEN, MAX_IMAGES, Contents, Image, i
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +276,7 @@ class Filesystem:
         """Return when everything written into the directory and below it so far is durable."""
         for directory in self.names.below(self._directory(inode)):
             await self.checkpoints.commit(directory)
+            await self.checkpoints.make_found_durable(directory)
 
     async def seal(self) -> None:
         """Commit and seal everything, as before an unmount. Raises: the first failure."""

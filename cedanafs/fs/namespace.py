@@ -43,6 +43,7 @@ class Directory:
         self.open_writers = 0
         self.last_change = 0.0  # trio's clock, seconds
         self.quiet_watch = False  # a task waits to commit it
+        self.found_durable = False  # what was there before us has been fsynced
         self.dump_ends = False  # inventory.img was written, and CRIU flushes what is left
         # A dump over an earlier one is under way: its pages are new, its inventory is old.
         self.half_replaced = False

@@ -209,6 +209,19 @@ def remove_shards(directory: Path) -> None:
                 os.unlink(directory / name)
 
 
+def sync_shards(directory: Path) -> None:
+    """Make every shard file of *directory*, as it is, and their names durable."""
+    with _store_errors("list", directory):
+        names = sorted(filter(is_shard_name, os.listdir(directory)))
+    for name in names:
+        file = ShardFile.open(directory / name)
+        try:
+            file.sync()
+        finally:
+            file.close()
+    sync_directory(directory)
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in *directory* durable; a store that cannot (EINVAL) has nothing to sync."""
     with _store_errors("fsync", directory):
