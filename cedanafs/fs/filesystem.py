@@ -65,7 +65,7 @@ class Filesystem:
     ) -> None:
         self.settings = settings
         self.names = Namespace(settings.store)
-        self._patience = Patience(lanes, reader, settings.store_timeout_s)
+        self._patience = Patience(lanes, reader, settings.store_timeout_s, nursery)
         self.checkpoints = Checkpoints(settings, self.names, lanes, self._patience, nursery)
         self.directories = Directories(self.names, self.checkpoints, self._patience)
         self._lanes = lanes

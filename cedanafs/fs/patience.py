@@ -33,27 +33,37 @@ SLOW_S: Final = 1.0
 class _Wait:
     scope: trio.CancelScope
     directory: Directory | None
+    begun_at: float
     why: CedanaFsError | None = None
 
 
 class Patience:
     """The waits of one mount: each ends *timeout_s* after the store's last sign of life."""
 
-    def __init__(self, lanes: Lanes, reader: Reader, timeout_s: float) -> None:
+    def __init__(
+        self, lanes: Lanes, reader: Reader, timeout_s: float, nursery: trio.Nursery
+    ) -> None:
         self._lanes = lanes
-        self._timeout_s = timeout_s or math.inf
+        self._timeout_s = timeout_s
+        self._nursery = nursery
         self._alive_at = time.monotonic()
         self._waits: set[_Wait] = set()
+        self._watched = False
+        self._in_need = 0  # writers who want room
         self._room = trio.lowlevel.ParkingLot()
         self._token = trio.lowlevel.current_trio_token()
         lanes.on_progress = reader.on_progress = self._progress
 
     async def reserve(self, directory: Directory, log: Log, length: int) -> None:
         """Wait until *length* bytes of the budget are taken. Raises: the log's failure."""
-        with self.wait(directory):
-            while not self._lanes.try_reserve(length):
-                log.check()
-                await self._room.park()
+        self._in_need += 1
+        try:
+            with self.wait(directory):
+                while not self._lanes.try_reserve(length):
+                    log.check()
+                    await self._room.park()
+        finally:
+            self._in_need -= 1
 
     async def on_thread(self, directory: Directory | None, job: Callable[[], T]) -> T:
         """What *job* returns, which blocks in the store. Raises: what it raises, or ETIMEDOUT."""
@@ -68,8 +78,14 @@ class Patience:
         Raises: StoreError(ETIMEDOUT), or why it was called off; it sticks to what is written.
         """
         # Shielded: a thread must not go on with a log that somebody else works with already.
-        wait = _Wait(trio.CancelScope(deadline=self._deadline(), shield=True), directory)
+        scope = trio.CancelScope(shield=True)
+        if self._lanes.abandoned:
+            scope.deadline = trio.current_time() + ABANDON_S
+        wait = _Wait(scope, directory, time.monotonic())
         self._waits.add(wait)
+        if self._timeout_s and not self._watched:
+            self._watched = True
+            self._nursery.start_soon(self._watch)
         try:
             with wait.scope:
                 yield
@@ -88,7 +104,7 @@ class Patience:
 
     async def let_go(self, job: Callable[[], None]) -> None:
         """Do *job*, which only gives back what nobody needs: waited for while the store answers."""
-        wait_s = ABANDON_S if self._lanes.abandoned else self._timeout_s
+        wait_s = ABANDON_S if self._lanes.abandoned else self._timeout_s or math.inf
         with trio.move_on_after(wait_s, shield=True) as scope:
             await trio.to_thread.run_sync(job, abandon_on_cancel=True)
         if scope.cancelled_caught:
@@ -106,19 +122,23 @@ class Patience:
             wait.why = why
             wait.scope.cancel()
 
-    def _deadline(self) -> float:
-        return trio.current_time() + (ABANDON_S if self._lanes.abandoned else self._timeout_s)
+    async def _watch(self) -> None:
+        """Let go of who waits for a store that hangs; here as long as anybody waits."""
+        try:
+            while self._waits:
+                await trio.sleep(self._timeout_s / 8)
+                now = time.monotonic()
+                for wait in self._waits:
+                    if now - max(self._alive_at, wait.begun_at) > self._timeout_s:
+                        wait.scope.cancel()
+        finally:
+            self._watched = False
 
     def _progress(self) -> None:
         """On any thread: something got done in the store."""
         self._alive_at = time.monotonic()
         self._lanes.abandoned = False
-        # Who waits has entered itself before it looked for room, so none is missed.
-        if self._waits:
+        # Who wants room says so before looking for it, so none is missed.
+        if self._in_need:
             with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self._go_on, idempotent=True)
-
-    def _go_on(self) -> None:
-        for wait in self._waits:
-            wait.scope.deadline = self._deadline()
-        self._room.unpark_all()
+                self._token.run_sync_soon(self._room.unpark_all, idempotent=True)
