@@ -2,6 +2,7 @@
 
     make bench                                   1000 MiB, 5 rounds, lz4 and zstd:1 on 4 shards
     make bench BENCH_ARGS="--mib 300 --rounds 3 --codec none --stream 8"
+    make bench BENCH_ARGS="--codec lz4 --codec lz4+durable --codec lz4+hook"    what a barrier costs
 
 Prints medians and the spread of every figure, and the ratio to plain criu pair by pair; with
 --json FILE also every single run. Nothing else should run on the machine meanwhile.
@@ -27,6 +28,7 @@ from cedanafs.criu.stats import parse_stats
 from cedanafs.fs.mounts import mount_of_store
 
 COUNTER = Path(__file__).parent.parent / "scripts/demo-counter.py"
+HOOK = Path(sys.executable).parent / "cedanafs-post-dump"
 CEDANAFS = [sys.executable, "-m", "cedanafs"]
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 Figures = dict[str, float]
@@ -88,7 +90,9 @@ def mount(
     store, mountpoint = base / "store", base / "mnt"
     store.mkdir(exist_ok=not fresh)
     mountpoint.mkdir()
+    codec, _, barrier = codec.partition("+")
     command = [*CEDANAFS, "mount", store, mountpoint, f"--stream={stream}", f"-c{codec}"]
+    command += ["--durable"] if barrier == "durable" else []
     subprocess.run(command, check=True)
     mounted = mount_of_store(store)
     server = mounted.server_pid() if mounted else None
@@ -121,12 +125,14 @@ def timed(command: list[str | Path]) -> tuple[float, float]:
     return wall, used - before.children_user - before.children_system
 
 
-def dump(process: Process, directory: Path, server: Callable[[], Figures]) -> Figures:
-    """Dump with stock criu, and make it durable."""
+def dump(
+    process: Process, directory: Path, server: Callable[[], Figures], *, hook: bool = False
+) -> Figures:
+    """Dump with stock criu, and make it durable; with *hook* while the process is frozen."""
     directory.mkdir(exist_ok=True)
     os.sync()
     at_start = server() if directory.parent.name == "mnt" else {}
-    options = ["--leave-running", "-v0"]
+    options = ["--leave-running", "-v0", *(["--action-script", HOOK] if hook else [])]
     wall, cpu = timed(["criu", "dump", "-t", str(process.pid), "-D", directory, *options])
     # Of a directory of a mount `sync` is the commit; plain files need their filesystem synced.
     mounted = bool(at_start)
@@ -167,7 +173,7 @@ def one_round(process: Process, base: Path, codecs: list[str], stream: int) -> d
         results["plain criu"] |= restore(process, directory, server)
     for codec in codecs:
         with mount(base, codec, stream, fresh=True) as (directory, server):
-            figures = dump(process, directory, server)
+            figures = dump(process, directory, server, hook=codec.endswith("+hook"))
         with mount(base, codec, stream, fresh=False) as (directory, server):
             figures |= restore(process, directory, server)
         shutil.rmtree(base / "store")
