@@ -37,6 +37,14 @@ class FaultyStore:
     def heal(self) -> None:
         self.fail()
 
+    @contextlib.contextmanager
+    def healed_at_the_end(self) -> Iterator[None]:
+        """Of the block, however it ends: who hangs cannot be killed."""
+        try:
+            yield
+        finally:
+            self.heal()
+
     def seen(self) -> Seen:
         return self._ask("")
 
