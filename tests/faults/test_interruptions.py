@@ -12,7 +12,7 @@ from scene import EARLIER, MIB, Scene, forget_kept_logs, names
 # CRIU is never far ahead of the store: when that has so many bytes, it is in the middle.
 SIZE_MIB = 160
 LIMITS = ("-c", "none", "--memory-limit", "32M")
-ENOUGH = 40 * MIB
+ENOUGH = 8 * MIB
 
 
 def written_bytes(checkpoint: Path) -> int:

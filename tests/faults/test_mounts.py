@@ -40,7 +40,7 @@ def end_without_a_commit(host: Host, mountpoint: Path) -> None:
     "fault",
     [
         Fault("write", errno.EIO, times=1, where="/x/"),
-        Fault("write", errno.ENOSPC, after_bytes=4 * MIB, times=1, where="/x/"),
+        Fault("write", errno.ENOSPC, after_bytes=4 * MIB, where="/x/"),
         Fault("write", errno.EDQUOT, times=1, where="/x/img-1"),
         Fault("write", errno.EROFS, where="/x/"),
     ],
@@ -180,8 +180,9 @@ def fsync_directory(path: Path) -> None:
 def test_stock_criu_dumps_into_a_store_that_fails(
     host: Host, faulty: FaultyStore, start: StartWorkload, criu_binary: str
 ) -> None:
-    scene = Scene(host, start, faulty.path)
-    with host.mounted(faulty.path, "-c", "none") as mnt:
+    # Without a barrier CRIU learns of what fails only if it is not far ahead of the store.
+    scene = Scene(host, start, faulty.path, size_mib=80)
+    with host.mounted(faulty.path, "-c", "none", "--memory-limit", "32M") as mnt:
         for fault in (
             Fault("create", errno.EDQUOT, where="/x/"),
             Fault("write", errno.EIO, times=1, where="/x/"),
