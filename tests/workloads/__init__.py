@@ -117,6 +117,8 @@ class Workload:
             for line in Path(f"/proc/{self.pid}/status").read_text().splitlines()
             if ":\t" in line
         )
+        if status["State"].strip() in ("R (running)", "D (disk sleep)"):
+            status["State"] = "S (sleeping)"  # which of them it is just now says nothing
         kept = ("State", "TracerPid", "Threads", "SigBlk", "SigIgn", "SigCgt", "Seccomp")
         maps = Path(f"/proc/{self.pid}/maps").read_text().splitlines()
         return {
