@@ -41,7 +41,8 @@ async def dump(
 
     *settings* say how it is streamed (their store is not used); None: plain CRIU images. When
     this returns the checkpoint is durable; unless the tasks were left running, it was so before
-    they died. When it raises they run on, and nothing of the dump is left.
+    they died. When it raises they run on, and nothing of the dump is left, but for a commit whose
+    last fsync failed though it is whole: what says it is complete is not removed.
     Raises: UsageError, StoreError, CriuError, MachineError.
     """
     check_machine()

@@ -42,7 +42,7 @@ class Checkpoints:
         self._nursery = nursery
         self.patience = patience
         self._waiting = 0  # writers in `reserve`
-        self.damage: CedanaFsError | None = None  # the first that a reader met
+        self.damage: CedanaFsError | None = None  # the first that a reader met, of bytes or store
 
     async def load(self, directory: Directory) -> Checkpoint:
         """The directory's checkpoint, as its last commit says or as it is being written.
@@ -86,12 +86,16 @@ class Checkpoints:
             async with directory.busy:
                 checkpoint = await self._loaded(directory)
                 images = checkpoint.contents.images
-                log = await self.patience.on_thread(
-                    directory,
-                    lambda: checkpoint.begin_writing(
-                        self._lanes, shards=self._settings.shards, codec=self._settings.codec
-                    ),
-                )
+                try:
+                    log = await self.patience.on_thread(
+                        directory,
+                        lambda: checkpoint.begin_writing(
+                            self._lanes, shards=self._settings.shards, codec=self._settings.codec
+                        ),
+                    )
+                except StoreError as exc:
+                    directory.refused = exc
+                    raise
                 if checkpoint.contents.images is not images:
                     for file in directory.files.values():
                         file.image = None
@@ -195,7 +199,8 @@ class Checkpoints:
             directory.checkpoint = None
             for file in directory.files.values():
                 file.image = None
-            await self.patience.let_go(checkpoint.close)
+            failed = checkpoint.failure is not None
+            await self.patience.let_go(checkpoint.close, failed=failed)
 
     def watch(self, directory: Directory) -> None:
         """The last writer has closed: commit by itself once it has been quiet for a moment."""

@@ -294,7 +294,8 @@ class Filesystem:
         self._refuse_if_read_only()
         if directory.open_files:
             raise OSError(errno.EBUSY, "files in it are open", directory.name)
-        failure = directory.log.failure if directory.log else None
+        failure = (directory.log.failure if directory.log else None) or directory.refused
+        directory.refused = None
         directory.half_replaced = False
         for name in list(directory.files):
             self._detach(directory, name)

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import trio
 
-from cedanafs.errors import CorruptShard
+from cedanafs.errors import CorruptShard, StoreError
 from cedanafs.fs.checkpoints import Checkpoints
 from cedanafs.fs.namespace import File
 from cedanafs.shard.contents import MAX_FILE_LEN, Image, Pending
@@ -93,6 +93,9 @@ class FileHandle:
             damage = CorruptShard(f"{image.name} at offset {offset}: {exc}")
             self._checkpoints.damage = self._checkpoints.damage or damage
             raise damage from exc
+        except StoreError as exc:
+            self._checkpoints.damage = self._checkpoints.damage or exc
+            raise
 
     async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
         pending = image.pending

@@ -16,6 +16,7 @@ from typing import Final, NewType
 
 import trio
 
+from cedanafs.errors import StoreError
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.contents import Image
 from cedanafs.shard.log import Log
@@ -43,6 +44,7 @@ class Directory:
         self.open_writers = 0
         self.last_change = 0.0  # trio's clock, seconds
         self.quiet_watch = False  # a task waits to commit it
+        self.refused: StoreError | None = None  # why it could not be opened for writing
         self.found_durable = False  # what was there before us has been fsynced
         self.dump_ends = False  # inventory.img was written, and CRIU flushes what is left
         # A dump over an earlier one is under way: its pages are new, its inventory is old.

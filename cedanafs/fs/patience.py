@@ -102,9 +102,13 @@ class Patience:
                 directory.log.fail(wait.why)
             raise wait.why
 
-    async def let_go(self, job: Callable[[], None]) -> None:
-        """Do *job*, which only gives back what nobody needs: waited for while the store answers."""
-        wait_s = ABANDON_S if self._lanes.abandoned else self._timeout_s or math.inf
+    async def let_go(self, job: Callable[[], None], *, failed: bool) -> None:
+        """Do *job*, which closes what nobody needs any more: waited for while the store answers.
+
+        Of what has *failed* or was called off nothing is left to do but what a thread is at.
+        """
+        soon = failed or self._lanes.abandoned
+        wait_s = ABANDON_S if soon else self._timeout_s or math.inf
         with trio.move_on_after(wait_s, shield=True) as scope:
             await trio.to_thread.run_sync(job, abandon_on_cancel=True)
         if scope.cancelled_caught:

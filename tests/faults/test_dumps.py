@@ -107,7 +107,6 @@ def test_store_that_fails_once_the_process_is_gone(
         shutil.rmtree(faulty.path / "x")
 
 
-@pytest.mark.xfail(reason="CRIU is blamed (5): what fails before there is a log is not kept")
 @pytest.mark.parametrize("operation", ["create", "fsyncdir"])
 def test_dump_whose_shards_cannot_be_made(
     host: Host, faulty: FaultyStore, start: StartWorkload, operation: str
@@ -123,7 +122,6 @@ def test_dump_whose_shards_cannot_be_made(
     assert done.code == 4, done
 
 
-@pytest.mark.xfail(reason="CRIU is blamed (5): a reader's StoreError is not kept as damage is")
 def test_restore_from_a_store_that_fails(
     host: Host, faulty: FaultyStore, start: StartWorkload
 ) -> None:

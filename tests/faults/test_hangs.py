@@ -156,7 +156,6 @@ def test_stock_criu_into_a_store_that_hangs(
     scene.assert_earlier_whole()
 
 
-@pytest.mark.xfail(reason="CRIU is blamed (5): a reader's StoreError is not kept as damage is")
 def test_restore_from_a_store_that_hangs(
     host: Host, faulty: FaultyStore, start: StartWorkload
 ) -> None:
