@@ -11,10 +11,12 @@ from pathlib import Path
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.codec import Codec, codec_of
 from cedanafs.shard.contents import Contents, Image
+from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.reader import load_frame
+from cedanafs.shard.scan import Commit, scan
 from cedanafs.shard.store import ShardFile, shard_paths
 
 STOCK_TOOLS = {
@@ -115,6 +117,17 @@ def read_checkpoint(directory: Path) -> dict[str, bytes]:
         return read_contents(opened.files, opened.codec, opened.contents)
     finally:
         opened.close()
+
+
+def last_commit(path: Path) -> Commit:
+    """The last commit of the shard, whose checkpoint is as yet undamaged."""
+    opened = open_checkpoint(path.parent)
+    opened.close()
+    file = ShardFile.open(path)
+    found = scan(file, Carrier(opened.codec), file.length()).last
+    file.close()
+    assert found is not None
+    return found
 
 
 def stock_decoded(directory: Path, codec: str) -> list[bytes]:

@@ -53,9 +53,9 @@ class FileHandle:
 
     def check(self) -> None:
         """Raise what has failed since the writes were taken; close(2) then reports it."""
-        checkpoint = self.file.directory.checkpoint
-        if self.writes and checkpoint is not None and checkpoint.failure is not None:
-            raise checkpoint.failure
+        log = self.file.directory.log
+        if self.writes and log is not None:
+            log.check()
 
     async def write(self, offset: int, data: bytes) -> int:
         """Take all of *data*; waits only for memory. Raises: a failure found since."""

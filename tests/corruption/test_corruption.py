@@ -18,14 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from writing import read_checkpoint, read_contents, writing
+from writing import last_commit, read_checkpoint, read_contents, writing
 
 from cedanafs.errors import CheckpointError
 from cedanafs.shard.audit import audit, verify, what_is_missing
-from cedanafs.shard.format import Carrier
 from cedanafs.shard.opening import open_checkpoint
-from cedanafs.shard.scan import Commit, scan
-from cedanafs.shard.store import ShardFile, shard_paths
+from cedanafs.shard.store import shard_paths
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 FIRST = {"inventory.img": b"inventory", "pages-1.img": bytes(range(60))}
@@ -65,16 +63,6 @@ def found_in(directory: Path) -> tuple[dict[str, bytes] | str, bool]:
         opened.close()
 
 
-def last_commit(directory: Path, path: Path) -> Commit:
-    opened = open_checkpoint(directory)
-    opened.close()
-    file = ShardFile.open(path)
-    found = scan(file, Carrier(opened.codec), file.length()).last
-    file.close()
-    assert found is not None
-    return found
-
-
 @whole
 def test_no_flipped_bit_gives_wrong_bytes_and_verify_finds_each(
     tmp_path: Path, codec: str, shards: int, sealed: bool
@@ -107,7 +95,7 @@ def test_a_shard_that_was_cut_short_is_found(
     count = as_by_a_crash = 0
     for path in shard_paths(directory):
         right = path.read_bytes()
-        commit = last_commit(directory, path)
+        commit = last_commit(path)
         for length in reversed(range(len(right))):
             os.truncate(path, length)
             files, damaged = found_in(directory)
@@ -192,7 +180,7 @@ def test_verify_exits_with_3(tmp_path: Path, codec: str) -> None:
     directory = make(tmp_path, codec, 3, sealed=True)
     path = shard_paths(directory)[0]
     right = bytearray(path.read_bytes())
-    commit = last_commit(directory, path)
+    commit = last_commit(path)
     for at in (40, 100, len(right) // 2, commit.footer_at + 30):
         path.write_bytes(right[:at] + bytes([right[at] ^ 1]) + right[at + 1 :])
         ran = subprocess.run(

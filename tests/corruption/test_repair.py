@@ -10,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from writing import Writer, read_checkpoint, writing
+from writing import Writer, last_commit, read_checkpoint, writing
 
 from cedanafs import cli
-from cedanafs.shard.format import Carrier
 from cedanafs.shard.opening import open_checkpoint
-from cedanafs.shard.scan import Commit, scan
-from cedanafs.shard.store import ShardFile, shard_paths
+from cedanafs.shard.store import shard_paths
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 NOISE = random.Random(9).randbytes(4000)
@@ -56,17 +54,6 @@ def committed_twice(directory: Path, codec: str, *, seal: bool = False) -> Path:
         put(writer, {name: SECOND[name] for name in ("stats-dump", "pages-1.img")})
         writer.commit(seal=seal)
     return directory
-
-
-def last_commit(path: Path) -> Commit:
-    """The last commit of the shard, whose checkpoint is as yet undamaged."""
-    opened = open_checkpoint(path.parent)
-    opened.close()
-    file = ShardFile.open(path)
-    found = scan(file, Carrier(opened.codec), file.length()).last
-    file.close()
-    assert found is not None
-    return found
 
 
 def flip(path: Path, at: int) -> None:
