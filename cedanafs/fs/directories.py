@@ -36,6 +36,7 @@ class Directories:
     async def make(self, parent: Directory, name: str) -> Directory:
         _refuse_bad_name(name)
         path = parent.path / name
+        await self._commit_removal(parent, name)
         await self._patience.on_thread(None, lambda: os.mkdir(path, 0o700))
         made = self._names.add_directory(path, parent)
         made.subdirectories = {}
@@ -75,12 +76,18 @@ class Directories:
             await self._checkpoints.commit(directory, seal=True)
             await self._checkpoints.rest(directory)
         old_path, path = moved.path, target.path / new
+        await self._commit_removal(target, new)
         await self._patience.on_thread(None, lambda: _rename(old_path, path))
         for directory in self._names.below(moved):
             directory.path = path / directory.path.relative_to(old_path)
         moved.parent = target
         del (await self.below(source))[old]
         siblings[new] = moved
+
+    async def _commit_removal(self, parent: Directory, name: str) -> None:
+        """A directory is there at once: no image that had its name may come back beside it."""
+        if parent.log is not None and name in parent.log.removed:
+            await self._checkpoints.commit(parent)
 
 
 def _refuse_bad_name(name: str) -> None:

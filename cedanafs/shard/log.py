@@ -91,6 +91,7 @@ class Log:
         self._run_bytes = 0
         self._touched: dict[Image, None] = {}
         self._unlinked = 0
+        self.removed: set[str] = set()  # names that the last commit may still have
         self._uncommitted = False
         self._unfinished = contents.unfinished()  # as the last commit says
         self._sealed_from: tuple[int, list[int]] | None = None  # seq and shards' ends without it
@@ -171,6 +172,7 @@ class Log:
     def unlink(self, image: Image, *, still_open: bool) -> None:
         """Remove the name. A file that is still open lives on under a hidden one."""
         self.check()
+        self.removed.add(image.name)
         if still_open:
             self._unlinked += 1
             self._record(image.name, rename_to=hidden_name(self._unlinked))
@@ -179,11 +181,17 @@ class Log:
         self._touched.pop(image, None)
         self._record(image.name, unlink=True)
 
+    def forget(self, image: Image) -> None:
+        """Remove the name after a failure, when nothing can be recorded any more."""
+        self.removed.add(image.name)
+        del self.contents.images[image.name]
+
     def rename(self, image: Image, name: str) -> None:
         """Give *image* another name; what had that name is gone."""
         self.check()
         if (replaced := self.contents.images.get(name)) is not None:
             self.unlink(replaced, still_open=False)
+        self.removed.add(image.name)
         self._record(image.name, rename_to=name)
 
     def touch(self, image: Image) -> None:
@@ -243,6 +251,7 @@ class Log:
             content_ends = [appender.end for appender in self._appenders]
             self._append_commit(self._seq, content_ends, sealed=False)
             self._uncommitted = False
+            self.removed.clear()
 
     def seal(self) -> None:
         """Say to other readers of the stream that the image ends: file_eof, image_eof.
