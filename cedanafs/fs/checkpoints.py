@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from pathlib import Path
 
 import trio
 
@@ -142,6 +143,16 @@ class Checkpoints:
         """Give back what was reserved and not used."""
         self._lanes.release(length)
 
+    def note_replacement(self, directory: Directory, image: Image) -> None:
+        """Pages begun anew under an inventory that is there: a dump over an earlier dump."""
+        if image.name.startswith("pages-") and image.length:
+            checkpoint = directory.checkpoint
+            directory.half_replaced = (
+                checkpoint is not None and INVENTORY in checkpoint.contents.images
+            )
+        elif image.name == INVENTORY:
+            directory.half_replaced = False
+
     async def make_durable_if_asked(self, file: File) -> None:
         """*file* was written; with `durable`, return only when the end of a dump is durable.
 
@@ -224,6 +235,40 @@ class Checkpoints:
             logger.error("%s: not committed: %s", directory.path, exc)
         finally:
             directory.quiet_watch = False
+
+    async def discard(self, directory: Directory) -> None:
+        """Take the checkpoint back to its last commit. Nobody may have it open.
+
+        Raises, when it is done: what made writing fail, if something did.
+        """
+        if directory.open_files:
+            raise OSError(errno.EBUSY, "files in it are open", directory.name)
+        failure = (directory.log.failure if directory.log else None) or directory.refused
+        directory.refused = None
+        directory.half_replaced = False
+        for name in list(directory.files):
+            self._names.detach(directory, name)
+        await self.rest(directory)
+        try:
+            if (await self.load(directory)).exists:
+                # Cuts off what came after that commit, the seal with it, so seal it again.
+                await self.writable(directory)
+                await self.commit(directory, seal=True)
+                await self.rest(directory)
+        except CedanaFsError as exc:
+            raise failure or exc from None
+        if failure is not None:
+            raise failure
+
+    def call_off(self, top: Path) -> None:
+        """Fail what is being written below *top*, a path in the store, and whoever waits for it.
+
+        The store may be hanging: nothing here asks it.
+        """
+        why = StoreError("the dump was called off", os_errno=errno.ECANCELED)
+        for directory in self._names.directories():
+            if top in (directory.path, *directory.path.parents):
+                self.patience.call_off(directory, why)
 
     async def finish(self) -> list[CedanaFsError]:
         """Commit and seal everything that was written. Returns what failed, and goes on."""

@@ -47,7 +47,7 @@ class Directories:
         """Remove *doomed*, in which nothing may be left, and its shards, which then say so."""
         checkpoint = await self._checkpoints.load(doomed)
         shown = any(map(is_image_name, checkpoint.contents.images))
-        if shown or await self.below(doomed):
+        if shown or doomed.sockets or await self.below(doomed):
             raise OSError(errno.ENOTEMPTY, "not empty", doomed.name)
         if doomed.open_files:
             raise OSError(errno.EBUSY, "files in it are open", doomed.name)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import trio
 
 from cedanafs.config import MountSettings
-from cedanafs.errors import CedanaFsError, StoreError
+from cedanafs.errors import CedanaFsError
 from cedanafs.fs.checkpoints import Checkpoints
 from cedanafs.fs.directories import Directories
 from cedanafs.fs.handles import FileHandle
-from cedanafs.fs.namespace import Attributes, Directory, File, Namespace, Node
+from cedanafs.fs.namespace import Attributes, Changes, Directory, File, Namespace, Node, Socket
 from cedanafs.fs.patience import Patience
 from cedanafs.shard.audit import INVENTORY
 from cedanafs.shard.contents import MAX_FILE_LEN, MAX_IMAGES, Contents, Image, is_image_name
@@ -35,17 +35,6 @@ class Caller:
 
     uid: int
     gid: int
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What setattr is to change; None leaves as it is."""
-
-    size: int | None = None
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    mtime_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +75,13 @@ class Filesystem:
             node = self.names.file(directory, name)
         else:
             node = (await self.directories.below(directory)).get(name)
+            node = node or directory.sockets.get(name)
         if node is not None:
             node.lookups += 1
         return node
 
     async def attributes(self, node: Node) -> Attributes:
-        if isinstance(node, Directory):
+        if not isinstance(node, File):
             return node.attributes()
         return node.attributes(await self.checkpoints.image(node))
 
@@ -99,7 +89,7 @@ class Filesystem:
         """Everything in the directory, in the order of names."""
         directory = self._directory(inode)
         checkpoint = await self.checkpoints.load(directory)
-        nodes: dict[str, Node] = dict(await self.directories.below(directory))
+        nodes: dict[str, Node] = {**await self.directories.below(directory), **directory.sockets}
         for name in checkpoint.contents.images:
             if is_image_name(name):
                 nodes[name] = self.names.file(directory, name)
@@ -108,6 +98,15 @@ class Filesystem:
     async def make_directory(self, parent: int, name: str, mode: int, caller: Caller) -> Directory:
         directory = await self._parent_of_new(parent, name)
         made = await self.directories.make(directory, name)
+        made.mode, made.uid, made.gid = stat.S_IMODE(mode), caller.uid, caller.gid
+        made.lookups += 1
+        return made
+
+    async def make_socket(self, parent: int, name: str, mode: int, caller: Caller) -> Socket:
+        """The name of a socket that is being bound; gone with the mount, never in the store."""
+        directory = await self._parent_of_new(parent, name)
+        _refuse_our_names(name)
+        made = self.names.add_socket(directory, name)
         made.mode, made.uid, made.gid = stat.S_IMODE(mode), caller.uid, caller.gid
         made.lookups += 1
         return made
@@ -122,22 +121,27 @@ class Filesystem:
         await self.directories.remove(doomed)
 
     async def unlink(self, parent: int, name: str) -> None:
+        if name in (directory := self._directory(parent)).sockets:
+            self.names.remove_socket(directory, name)
+            return
         directory, image = await self._existing_image(parent, name)
         file = directory.files.get(name)
-        if (await self.checkpoints.load(directory)).failure is not None:
-            # Nothing can be recorded any more, but what failed must be removable.
-            del (await self.checkpoints.load(directory)).contents.images[name]
+        log = directory.log
+        if log is not None and log.failure is not None:
+            log.forget(image)  # what failed must be removable
         else:
             log = await self.checkpoints.writable(directory)
-            self._note_replacement(directory, image)
+            self.checkpoints.note_replacement(directory, image)
             log.unlink(image, still_open=file is not None and file.handles > 0)
-        self._detach(directory, name)
+        self.names.detach(directory, name)
         self.checkpoints.watch(directory)
 
     async def rename(
         self, old_parent: int, old: str, new_parent: int, new: str, *, replace: bool
     ) -> None:
         source, target = self._directory(old_parent), self._directory(new_parent)
+        if old in source.sockets or new in target.sockets:
+            raise OSError(errno.EPERM, "a socket keeps its name", old)
         if old in await self.directories.below(source):
             self._refuse_if_read_only()
             await self.directories.rename(source, old, target, new, replace=replace)
@@ -248,12 +252,8 @@ class Filesystem:
     async def set_attributes(self, inode: int, changes: Changes) -> Attributes:
         node = self.names[inode]
         self._refuse_if_read_only()
-        if isinstance(node, Directory):
-            # Shown as asked while the mount lives; in the store directories stay 0700.
-            node.mode = node.mode if changes.mode is None else stat.S_IMODE(changes.mode)
-            node.uid = node.uid if changes.uid is None else changes.uid
-            node.gid = node.gid if changes.gid is None else changes.gid
-            node.mtime_ns = node.mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+        if not isinstance(node, File):
+            node.change(changes)
             return node.attributes()
         log, image = await self.checkpoints.writable_image(node)
         if changes.size is not None:
@@ -285,42 +285,16 @@ class Filesystem:
             raise failures[0]
 
     async def discard(self, inode: int) -> None:
-        """Take the directory's checkpoint back to its last commit. Nobody may have it open.
+        """`Checkpoints.discard`, of the directory's.
 
         What the kernel remembers of its files is answered ESTALE, so that it looks them up anew.
-        Raises, when it is done: what made writing fail, if something did.
         """
-        directory = self._directory(inode)
         self._refuse_if_read_only()
-        if directory.open_files:
-            raise OSError(errno.EBUSY, "files in it are open", directory.name)
-        failure = (directory.log.failure if directory.log else None) or directory.refused
-        directory.refused = None
-        directory.half_replaced = False
-        for name in list(directory.files):
-            self._detach(directory, name)
-        await self.checkpoints.rest(directory)
-        try:
-            if (await self.checkpoints.load(directory)).exists:
-                # Cuts off what came after that commit, the seal with it, so seal it again.
-                await self.checkpoints.writable(directory)
-                await self.checkpoints.commit(directory, seal=True)
-                await self.checkpoints.rest(directory)
-        except CedanaFsError as exc:
-            raise failure or exc from None
-        if failure is not None:
-            raise failure
+        await self.checkpoints.discard(self._directory(inode))
 
     def call_off(self, path: str) -> None:
-        """Fail what is being written below *path*, as seen from the root, and whoever waits for it.
-
-        The store may be hanging: nothing here asks it.
-        """
-        why = StoreError("the dump was called off", os_errno=errno.ECANCELED)
-        top = self.settings.store / path
-        for directory in self.names.directories():
-            if top in (directory.path, *directory.path.parents):
-                self._patience.call_off(directory, why)
+        """`Checkpoints.call_off` of what is below *path*, as seen from the root."""
+        self.checkpoints.call_off(self.settings.store / path)
 
     def appended_files(self, inode: int) -> list[int]:
         """Files in and below the directory that are open to append: the kernel caches writes."""
@@ -370,15 +344,15 @@ class Filesystem:
         directory = self._directory(parent)
         self._refuse_if_read_only()
         checkpoint = await self.checkpoints.load(directory)
-        if name in checkpoint.contents.images or name in await self.directories.below(directory):
+        taken = {**directory.sockets, **await self.directories.below(directory)}
+        if name in checkpoint.contents.images or name in taken:
             raise OSError(errno.EEXIST, "exists", name)
         if len(os.fsencode(name)) > 255:
             raise OSError(errno.ENAMETOOLONG, "name too long", name)
         return directory
 
     def _refuse_new_image(self, contents: Contents, name: str) -> None:
-        if not is_image_name(name):
-            raise OSError(errno.EPERM, "names in .cedanafs belong to cedanafs", name)
+        _refuse_our_names(name)
         if len(contents.images) >= MAX_IMAGES:
             raise OSError(errno.ENOSPC, "no checkpoint has more files", name)
 
@@ -389,24 +363,13 @@ class Filesystem:
     def _truncate(self, log: Log, directory: Directory, image: Image, size: int) -> None:
         if size > MAX_FILE_LEN:
             raise OSError(errno.EFBIG, "too large", image.name)
-        self._note_replacement(directory, image)
+        self.checkpoints.note_replacement(directory, image)
         log.truncate(image, size)
 
-    def _note_replacement(self, directory: Directory, image: Image) -> None:
-        """Pages begun anew under an inventory that is there: a dump over an earlier dump."""
-        if image.name.startswith("pages-") and image.length:
-            checkpoint = directory.checkpoint
-            directory.half_replaced = (
-                checkpoint is not None and INVENTORY in checkpoint.contents.images
-            )
-        elif image.name == INVENTORY:
-            directory.half_replaced = False
 
-    def _detach(self, directory: Directory, name: str) -> None:
-        file = directory.files.pop(name, None)
-        if file is not None:
-            file.unlinked = True
-            self.names.drop_if_unused(file)
+def _refuse_our_names(name: str) -> None:
+    if not is_image_name(name):
+        raise OSError(errno.EPERM, "names in .cedanafs belong to cedanafs", name)
 
 
 @asynccontextmanager

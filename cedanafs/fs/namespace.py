@@ -25,20 +25,45 @@ Inode = NewType("Inode", int)
 ROOT: Final = Inode(1)
 
 
-class Directory:
-    """A directory of the store, and its checkpoint once that is loaded."""
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What setattr is to change; None leaves as it is."""
 
-    def __init__(self, inode: Inode, path: Path, parent: Directory | None) -> None:
+    size: int | None = None
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    mtime_ns: int | None = None
+
+
+class _Unrecorded:
+    """What has no record in a checkpoint: its attributes are as asked while the mount lives."""
+
+    def __init__(self, inode: Inode, mode: int) -> None:
         self.inode = inode
-        self.path = path
-        self.parent = parent
         self.lookups = 0
-        self.mode = 0o700
+        self.mode = mode
         self.uid = 0
         self.gid = 0
         self.mtime_ns = time.time_ns()
+
+    def change(self, changes: Changes) -> None:
+        self.mode = self.mode if changes.mode is None else stat.S_IMODE(changes.mode)
+        self.uid = self.uid if changes.uid is None else changes.uid
+        self.gid = self.gid if changes.gid is None else changes.gid
+        self.mtime_ns = self.mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+
+
+class Directory(_Unrecorded):
+    """A directory of the store, where it stays 0700, and its checkpoint once that is loaded."""
+
+    def __init__(self, inode: Inode, path: Path, parent: Directory | None) -> None:
+        super().__init__(inode, 0o700)
+        self.path = path
+        self.parent = parent
         self.subdirectories: dict[str, Directory] | None = None  # None: not listed yet
         self.files: dict[str, File] = {}  # those with an inode, by name
+        self.sockets: dict[str, Socket] = {}
         self.checkpoint: Checkpoint | None = None  # None: not loaded, or at rest
         self.open_files = 0
         self.open_writers = 0
@@ -104,7 +129,23 @@ class File:
         )
 
 
-Node = Directory | File
+class Socket(_Unrecorded):
+    """The name of a unix socket that some program has bound in a directory of the mount.
+
+    It is nothing of the checkpoint: the store never sees it, and it ends with the mount.
+    """
+
+    def __init__(self, inode: Inode, directory: Directory, name: str) -> None:
+        super().__init__(inode, 0o700)
+        self.directory = directory
+        self.name = name
+
+    def attributes(self) -> Attributes:
+        kind = stat.S_IFSOCK
+        return Attributes(self.inode, kind | self.mode, 1, self.uid, self.gid, 0, self.mtime_ns)
+
+
+Node = Directory | File | Socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +187,21 @@ class Namespace:
             self._nodes[inode] = node
         return node
 
+    def detach(self, directory: Directory, name: str) -> None:
+        """*name* is no longer in *directory*; the node lives on while the kernel needs it."""
+        file = directory.files.pop(name, None)
+        if file is not None:
+            file.unlinked = True
+            self.drop_if_unused(file)
+
+    def add_socket(self, directory: Directory, name: str) -> Socket:
+        inode = Inode(next(self._numbers))
+        node = self._nodes[inode] = directory.sockets[name] = Socket(inode, directory, name)
+        return node
+
+    def remove_socket(self, directory: Directory, name: str) -> None:
+        self.drop_if_unused(directory.sockets.pop(name))
+
     def forget(self, inode: int, lookups: int) -> None:
         """The kernel gives *lookups* lookups back."""
         node = self._nodes.get(Inode(inode))
@@ -159,6 +215,10 @@ class Namespace:
             self._nodes.pop(node.inode, None)
             if node.directory.files.get(node.name) is node:
                 del node.directory.files[node.name]
+        elif isinstance(node, Socket) and node.lookups <= 0:
+            bound = node.directory.sockets.get(node.name) is node
+            if not bound:
+                self._nodes.pop(node.inode, None)
 
     def remove(self, directory: Directory) -> None:
         """*directory* is gone from the store."""

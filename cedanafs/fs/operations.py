@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Sequence
 
 import pyfuse3
@@ -26,10 +27,10 @@ from pyfuse3 import (
 )
 
 from cedanafs.fs.errnos import answers_errno
-from cedanafs.fs.filesystem import Caller, Changes, Filesystem
+from cedanafs.fs.filesystem import Caller, Filesystem
 from cedanafs.fs.handles import FileHandle
 from cedanafs.fs.mounts import CALL_OFF_XATTR, DISCARD_XATTR, SEAL_XATTR
-from cedanafs.fs.namespace import Attributes, Node
+from cedanafs.fs.namespace import Attributes, Changes, Node
 
 FOREVER_S = 3600.0
 """The mount is its store's only writer, so the kernel may remember names and attributes."""
@@ -95,6 +96,16 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         caller = Caller(ctx.uid, ctx.gid)
         node = await self._fs.make_directory(parent_inode, os.fsdecode(name), mode, caller)
+        return self._converted(node.attributes())
+
+    @answers_errno
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        if not stat.S_ISSOCK(mode):
+            raise FUSEError(errno.EPERM)
+        caller = Caller(ctx.uid, ctx.gid)
+        node = await self._fs.make_socket(parent_inode, os.fsdecode(name), mode, caller)
         return self._converted(node.attributes())
 
     @answers_errno

@@ -25,9 +25,9 @@ from writing import read_checkpoint, stock_decoded
 
 from cedanafs.config import MountSettings
 from cedanafs.errors import CorruptShard
-from cedanafs.fs.filesystem import Caller, Changes, Filesystem, open_filesystem
+from cedanafs.fs.filesystem import Caller, Filesystem, open_filesystem
 from cedanafs.fs.handles import FileHandle
-from cedanafs.fs.namespace import ROOT, Directory, File, Node
+from cedanafs.fs.namespace import ROOT, Changes, Directory, File, Node
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.codec import codec_of
 from cedanafs.shard.lanes import Lanes

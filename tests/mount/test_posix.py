@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 import random
+import socket
 import stat
 import threading
 import time
@@ -359,6 +360,45 @@ def test_extended_attributes(host: Host, mnt: Path) -> None:
     host.stock("cp", "--preserve=mode,ownership,timestamps,xattr", path, host.base / "out")
     os.setxattr(host.base / "out", "user.mine", b"1")
     assert not host.stock("cp", "-a", host.base / "out", mnt / "b").stderr
+
+
+def test_sockets_are_of_the_mount_alone(host: Host, store: Path) -> None:
+    with host.mounted(store) as mnt:
+        (mnt / "x").mkdir()
+        (mnt / "x/a.img").write_bytes(b"bytes")
+        path = mnt / "x/a.socket"
+        with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as client:
+            server.bind(os.fspath(path))
+            assert stat.S_ISSOCK(path.stat().st_mode)
+            assert sorted(os.listdir(path.parent)) == ["a.img", "a.socket"]
+            with refused_with(errno.EADDRINUSE), socket.socket(socket.AF_UNIX) as other:
+                other.bind(os.fspath(path))
+            server.listen()
+            client.connect(os.fspath(path))
+            with server.accept()[0] as accepted:
+                client.sendall(b"hello")
+                assert accepted.recv(10) == b"hello"
+            path.chmod(0o600)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+            for source, target in ((path, mnt / "x/b"), (mnt / "x/a.img", path)):
+                with refused_with(errno.EPERM):
+                    source.rename(target)
+            with refused_with(errno.EEXIST):
+                path.mkdir()
+        path.unlink()
+        with refused_with(errno.ENOENT):
+            path.stat()
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(os.fspath(path))
+        (mnt / "x/a.img").unlink()
+        with refused_with(errno.ENOTEMPTY):
+            (mnt / "x").rmdir()
+        for mode in (stat.S_IFIFO, stat.S_IFCHR):
+            with refused_with(errno.EPERM):
+                os.mknod(mnt / "x/other", 0o600 | mode)
+    assert path.name.encode() not in (store / "x/img-0.zst").read_bytes()
+    with host.mounted(store) as mnt:
+        assert os.listdir(mnt / "x") == []
 
 
 def test_what_there_is_not(mnt: Path) -> None:
