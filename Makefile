@@ -22,8 +22,8 @@ lint: .venv/.packages ## check style, types and the order of imports
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: machine .venv/.criu ## measure dumps and restores (BENCH_ARGS=--help)
-	.venv/bin/python benchmarks/dump.py $(BENCH_ARGS)
+bench: machine .venv/.criu .venv/.bench ## measure dumps and restores (BENCH_ARGS=--help)
+	.venv/bin/python -m benchmarks $(BENCH_ARGS)
 
 soak: machine .venv/.criu ## look for rare failures, SOAK_MINUTES=10 of each kind
 	.venv/bin/python tests/crash/soak.py --minutes $(SOAK_MINUTES)
@@ -41,6 +41,11 @@ clean: ## remove all that was built or installed here; system packages stay
 .venv/.packages: pyproject.toml | system
 	@.venv/bin/python -m pip --version >/dev/null 2>&1 || /usr/bin/python3 -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+.venv/.bench: .venv/.packages
+	@scripts/setup-system redis-server
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 system:

@@ -1,0 +1,163 @@
+"""A filesystem with as little in it as pyfuse3 allows: what no mount of ours can be faster than.
+
+    python -m benchmarks.floor_server MODE MOUNTPOINT
+
+One directory, until it is unmounted. Written with direct_io, as cedanafs does it. MODE is
+`discard`: memory pages are thrown away, small images are kept, so a dump succeeds; `memory`:
+everything is kept and served through the page cache; `memory-direct`: the same past it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from bisect import bisect_right
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+
+READ_AHEAD_KB = 4096
+FOREVER_S = 3600.0
+Buffer = bytes | memoryview
+
+
+class File:
+    """What was written, buffer by buffer, as it came."""
+
+    def __init__(self) -> None:
+        self._buffers: list[bytes] = []
+        self._starts: list[int] = []
+        self.size = 0
+
+    def append(self, buffer: bytes) -> None:
+        self._starts.append(self.size)
+        self._buffers.append(buffer)
+        self.size += len(buffer)
+
+    def read(self, offset: int, size: int) -> Buffer:
+        at = bisect_right(self._starts, offset) - 1
+        if at < 0 or offset >= self.size:
+            return b""
+        inner = offset - self._starts[at]
+        first = memoryview(self._buffers[at])[inner : inner + size]
+        if len(first) == size or at + 1 == len(self._buffers):
+            return first
+        parts: list[Buffer] = [first]
+        missing = size - len(first)
+        for buffer in self._buffers[at + 1 :]:
+            if missing <= 0:
+                break
+            parts.append(buffer[:missing])
+            missing -= len(parts[-1])
+        return b"".join(parts)
+
+
+class Floor(pyfuse3.Operations):
+    """Inode 1 is the directory, the others are files; a handle is its file's inode."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self._discards = mode == "discard"
+        self._direct_reads = mode == "memory-direct"
+        self._names: dict[bytes, int] = {}
+        self._files: dict[int, File] = {}
+        self._discarded: set[int] = set()
+        self._next = pyfuse3.ROOT_INODE + 1
+
+    async def getattr(self, inode: int, ctx: object = None) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = inode
+        entry.attr_timeout = entry.entry_timeout = FOREVER_S
+        file = self._files.get(inode)
+        entry.st_mode = stat.S_IFREG | 0o600 if file else stat.S_IFDIR | 0o700
+        entry.st_nlink = 1
+        entry.st_size = file.size if file else 0
+        return entry
+
+    async def setattr(
+        self, inode: int, attr: object, fields: object, fh: int | None, ctx: object
+    ) -> EntryAttributes:
+        return await self.getattr(inode)
+
+    async def lookup(self, parent: int, name: bytes, ctx: object) -> EntryAttributes:
+        if name == b".":
+            return await self.getattr(pyfuse3.ROOT_INODE)
+        if name not in self._names:
+            raise FUSEError(errno.ENOENT)
+        return await self.getattr(self._names[name])
+
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: object
+    ) -> tuple[FileInfo, EntryAttributes]:
+        inode = self._names[name] = self._next
+        self._next += 1
+        self._files[inode] = File()
+        if self._discards and name.startswith(b"pages-"):
+            self._discarded.add(inode)
+        return FileInfo(fh=inode, direct_io=True), await self.getattr(inode)
+
+    async def open(self, inode: int, flags: int, ctx: object) -> FileInfo:
+        writes = bool(flags & (os.O_WRONLY | os.O_RDWR))
+        return FileInfo(fh=inode, direct_io=writes or self._direct_reads)
+
+    async def write(self, fh: int, offset: int, buffer: bytes) -> int:
+        if fh not in self._discarded:
+            self._files[fh].append(buffer)
+        return len(buffer)
+
+    async def read(self, fh: int, offset: int, size: int) -> Buffer:
+        return self._files[fh].read(offset, size)
+
+    async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
+        if name not in self._names:
+            raise FUSEError(errno.ENOENT)
+        del self._names[name]
+
+    async def flush(self, fh: int) -> None:
+        pass
+
+    async def release(self, fh: int) -> None:
+        pass
+
+    async def forget(self, inodes: object) -> None:
+        pass
+
+    async def opendir(self, inode: int, ctx: object) -> int:
+        return inode
+
+    async def readdir(self, fh: int, start: int, token: object) -> None:
+        pass
+
+    async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = answer.f_frsize = 4096
+        answer.f_blocks = answer.f_bfree = answer.f_bavail = 1 << 30
+        answer.f_files = answer.f_ffree = answer.f_favail = 1 << 20
+        return answer
+
+
+def main() -> None:
+    mode, mountpoint = sys.argv[1:]
+    options = {*pyfuse3.default_options, "fsname=floor", "subtype=floor"}
+    pyfuse3.init(Floor(mode), mountpoint, options)
+    try:
+        trio.run(serve, mountpoint)
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+async def serve(mountpoint: str) -> None:
+    """Says `ready` on stdout when the mount answers and its read-ahead is raised."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pyfuse3.main)
+        device = (await trio.to_thread.run_sync(os.stat, mountpoint)).st_dev
+        knob = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
+        await trio.Path(knob).write_text(str(READ_AHEAD_KB))
+        print("ready", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""criu-image-streamer, where there is one: shards through pipes into lz4, four of them.
+
+It is on no package registry; built from its sources (`cargo build --release`) and put on PATH it
+takes part. A socket in the images directory joins it to `criu --stream`; the images go through
+pipes, one a shard, and its progress pipe says when CRIU may start.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from benchmarks.kinds import Dumping, criu_restore, durable
+from benchmarks.measure import Figures, Stopwatch, run, stored_mib
+from benchmarks.workloads import Process
+
+PROGRAM = "criu-image-streamer"
+
+
+class Streamer:
+    """`capture` for the dump, `serve` for the restore."""
+
+    def __init__(self, shards: int = 4) -> None:
+        self._shards = shards
+        self._programs: list[subprocess.Popen[bytes]] = []
+
+    def dump(self, process: Process, base: Path) -> Figures:
+        images = base / "images"
+        images.mkdir()
+        watch = Stopwatch()
+        with self._running("capture", base, images):
+            figures = Dumping(frozenset())(process, images, watch, "--stream")
+        run("sync", "-f", base)
+        stored = stored_mib(*base.glob("img-*"))
+        return figures | durable(watch) | {"stored_mib": stored}
+
+    def restore(self, process: Process, base: Path) -> Figures | None:
+        watch = Stopwatch()
+        with self._running("serve", base, base / "images"):
+            figures = criu_restore(process, base / "images", watch, "--stream")
+        # Its own time and lz4's count only now that they have ended.
+        return figures | {"restore_cpu_s": watch.cpu_s() + process.cpu_s()}
+
+    def close(self) -> None:
+        for program in self._programs:  # those that are left after a failure
+            if program.poll() is None:
+                program.kill()
+                program.wait()
+
+    @contextmanager
+    def _running(self, operation: str, base: Path, images: Path) -> Iterator[None]:
+        """It and its compressors, from when CRIU may start; all have ended well afterwards."""
+        captures = operation == "capture"
+        with ExitStack() as ends:
+            programs = self._programs = []
+            shard_fds = []
+            for k in range(self._shards):
+                receive_fd, send_fd = os.pipe()
+                ours, theirs = (send_fd, receive_fd) if captures else (receive_fd, send_fd)
+                shard_fds.append(ours)
+                with (base / f"img-{k}.lz4").open("wb" if captures else "rb") as shard:
+                    programs.append(
+                        subprocess.Popen(
+                            ["lz4", "-q", "-1" if captures else "-d"],
+                            stdin=theirs if captures else shard,
+                            stdout=shard if captures else theirs,
+                        )
+                    )
+                os.close(theirs)
+            progress_fd, told_fd = os.pipe()
+            progress = ends.enter_context(open(progress_fd))
+            fds = ",".join(map(str, shard_fds))
+            options = [f"--images-dir={images}", f"--shard-fds={fds}", f"--progress-fd={told_fd}"]
+            programs.append(
+                subprocess.Popen([PROGRAM, *options, operation], pass_fds=[*shard_fds, told_fd])
+            )
+            for fd in (*shard_fds, told_fd):
+                os.close(fd)
+            if not any(line.strip() == "socket-init" for line in iter(progress.readline, "")):
+                raise RuntimeError(f"{PROGRAM} {operation} did not start")
+            yield
+            progress.read()
+            for program in programs:
+                if program.wait(60):
+                    raise RuntimeError(f"{program.args}: exit code {program.returncode}")
