@@ -6,16 +6,15 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
 from cedanafs.config import Defaults, MountSettings
 from cedanafs.criu import driver, stats, tree
-from cedanafs.criu.binary import find_criu
-from cedanafs.criu.options import DumpOptions, RestoreOptions
 from cedanafs.errors import (
     CedanaFsError,
     CriuError,
@@ -28,35 +27,64 @@ from cedanafs.images import Images, images_of_dump, images_of_restore
 from cedanafs.progress import Report, human
 
 
+class Dumpable(Protocol):
+    """What runs and can be dumped: a process tree, or a container by its runtime."""
+
+    @property
+    def pid(self) -> int:
+        """The root task's."""
+
+    @property
+    def label(self) -> str:
+        """In words, `process 42`."""
+
+    @property
+    def name(self) -> str:
+        """For the name of its checkpoint, `process-redis`."""
+
+    @property
+    def leaves_running(self) -> bool:
+        """Whether the tasks run on after a dump that succeeds."""
+
+    async def dump(self, images_dir: Path, work_dir: Path, on_notify: driver.Hooks) -> None:
+        """As `driver.dump` does; CRIU's log and statistics go to *work_dir*."""
+
+
+class Restorable(Protocol):
+    """What brings a dump back."""
+
+    async def restore(self, images_dir: Path, work_dir: Path) -> int:
+        """As `driver.restore` does; returns the root task's pid."""
+
+
 async def dump(
-    options: DumpOptions,
+    find: Callable[[], Dumpable],
     *,
     directory: Path,
     name: str | None,
     settings: MountSettings | None,
-    criu_binary: str | None,
     report: Report,
 ) -> Path:
-    """Dump a process tree into *directory*/*name*; returns that path, the checkpoint.
+    """Dump what *find* returns into *directory*/*name*; returns that path, the checkpoint.
 
-    *settings* say how it is streamed (their store is not used); None: plain CRIU images. When
-    this returns the checkpoint is durable; unless the tasks were left running, it was so before
-    they died. When it raises they run on, and nothing of the dump is left, but for a commit whose
-    last fsync failed though it is whole: what says it is complete is not removed.
+    *find* is called once the machine is known to do. *settings* say how it is streamed (their
+    store is not used); None: plain CRIU images. When this returns the checkpoint is durable; unless
+    the tasks were left running, it was so before they died. When it raises they run on, and nothing
+    of the dump is left, but for a commit whose last fsync failed though it is whole: what says it
+    is complete is not removed.
     Raises: UsageError, StoreError, CriuError, MachineError.
     """
     check_machine()
-    tree.check_can_dump(options.pid)
-    criu = find_criu(criu_binary)
+    target = find()
     if name is None:
-        name = f"dump-process-{_process_name(options.pid)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = f"dump-{target.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not name or "/" in name or name in (".", "..") or name.startswith(".cedanafs"):
         raise UsageError(f"--name {name!r}: a checkpoint's name is one path component")
     with _work_dir("cedanafs-dump-") as work_dir:
         committed = None
         try:
-            async with images_of_dump(directory, name, settings, options.pid) as images:
-                await _dump_into(images, options, work_dir, criu, report)
+            async with images_of_dump(directory, name, settings, target.pid) as images:
+                await _dump_into(images, target, work_dir, report)
                 committed = images.kept_at
                 await trio.to_thread.run_sync(_keep_logs, work_dir, images.path)
                 await images.commit()
@@ -72,25 +100,17 @@ async def dump(
     return committed
 
 
-async def _dump_into(
-    images: Images, options: DumpOptions, work_dir: Path, criu: str, report: Report
-) -> None:
-    leaves_running = options.leaves_running()
+async def _dump_into(images: Images, target: Dumpable, work_dir: Path, report: Report) -> None:
+    leaves_running = target.leaves_running
     # Frozen tasks wait for the commit before they may die; left running they go on meanwhile.
     hooks = {} if leaves_running else {"post-dump": images.commit}
-    what = f"dumping process {options.pid} into {images.kept_at}"
+    what = f"dumping {target.label} into {images.kept_at}"
     try:
         async with (
-            report.watch(what, images.done_bytes, _memory_of(options.pid)),
+            report.watch(what, images.done_bytes, _memory_of(target.pid)),
             _called_off_when_cancelled(images),
         ):
-            await driver.dump(
-                options,
-                images_dir=images.path,
-                work_dir=work_dir,
-                criu_binary=criu,
-                on_notify=hooks,
-            )
+            await target.dump(images.path, work_dir, hooks)
             if leaves_running:
                 await images.commit()
     except BaseException as exc:
@@ -98,7 +118,7 @@ async def _dump_into(
             failure = await trio.to_thread.run_sync(images.discard)
         if failure is not None and isinstance(exc, CriuError):  # it failed as the store did
             raise StoreError(
-                f"process {options.pid} is not dumped, {images.kept_at} cannot be written: "
+                f"{target.label} is not dumped, {images.kept_at} cannot be written: "
                 f"{failure.strerror}",
                 os_errno=failure.errno,
             ) from exc
@@ -141,40 +161,34 @@ async def _called_off_when_cancelled(images: Images) -> AsyncIterator[None]:
 
 
 async def restore(
-    options: RestoreOptions,
+    find: Callable[[], Restorable],
     *,
     path: Path,
     stream: int | None,
-    criu_binary: str | None,
     defaults: Defaults,
     report: Report,
 ) -> int:
     """Restore the checkpoint or plain image directory at *path*; returns the root task's pid.
 
-    *stream* is checked against the number of shards there; *defaults* say how it is mounted.
+    What *find* returns does it. *stream* is checked against the number of shards there;
+    *defaults* say how it is mounted.
     Raises: UsageError, CheckpointError, StoreError, CriuError, MachineError.
     """
     check_machine()
-    criu = find_criu(criu_binary)
+    target = find()
     with _work_dir("cedanafs-restore-") as work_dir:
         async with (
             images_of_restore(path, stream, defaults) as images,
             report.watch(f"restoring {path}", images.done_bytes, None),
         ):
             try:
-                result = await driver.restore(
-                    options,
-                    images_dir=images.path,
-                    work_dir=work_dir,
-                    criu_binary=criu,
-                    on_notify={},
-                )
+                pid = await target.restore(images.path, work_dir)
             except CedanaFsError as exc:
                 if (found := images.damage()) is not None:
                     raise found from exc
                 raise
-    report.say(f"restored process {result.pid}")
-    return result.pid
+    report.say(f"restored process {pid}")
+    return pid
 
 
 @contextmanager
@@ -202,14 +216,6 @@ def _keep_logs(work_dir: Path, target: Path) -> None:
     for name in (driver.DUMP_LOG, stats.STATS_DUMP):
         if (work_dir / name).exists():
             shutil.copyfile(work_dir / name, target / name)
-
-
-def _process_name(pid: int) -> str:
-    try:
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        name = str(pid)
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def _memory_of(pid: int) -> int | None:

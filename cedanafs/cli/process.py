@@ -20,6 +20,7 @@ from cedanafs.cli.common import (
 )
 from cedanafs.criu.driver import wait_attached
 from cedanafs.criu.options import DumpOptions, RestoreOptions
+from cedanafs.criu.process import DumpedProcess, RunningProcess
 from cedanafs.errors import StoreError, UsageError
 from cedanafs.progress import TerminalReport
 
@@ -98,11 +99,10 @@ def dump_process(
     )
     path = run(
         lambda: checkpoint.dump(
-            options,
+            lambda: RunningProcess.find(options, defaults.criu_binary),
             directory=defaults.dir,
             name=name,
             settings=settings,
-            criu_binary=defaults.criu_binary,
             report=TerminalReport(),
         )
     )
@@ -138,10 +138,9 @@ def restore_process(
     options = RestoreOptions(attach=attach, criu_opts=_json_object(criu_opts), **flags)
     pid = run(
         lambda: checkpoint.restore(
-            options,
+            lambda: DumpedProcess.find(options, defaults.criu_binary),
             path=path,
             stream=stream or None,
-            criu_binary=defaults.criu_binary,
             defaults=defaults,
             report=TerminalReport(),
         )

@@ -1,0 +1,77 @@
+"""A process tree to dump, and one to bring back: `driver`, with all that it has to be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from cedanafs.criu import driver, tree
+from cedanafs.criu.binary import find_criu
+from cedanafs.criu.options import DumpOptions, RestoreOptions
+
+
+@dataclass(frozen=True, slots=True)
+class RunningProcess:
+    """The process tree under `options.pid`. Use `find`."""
+
+    options: DumpOptions
+    criu_binary: str
+
+    @classmethod
+    def find(cls, options: DumpOptions, criu_binary: str | None) -> Self:
+        """Raises: UsageError where no dump can be of that pid; MachineError without a criu."""
+        tree.check_can_dump(options.pid)
+        return cls(options, find_criu(criu_binary))
+
+    @property
+    def pid(self) -> int:
+        return self.options.pid
+
+    @property
+    def label(self) -> str:
+        return f"process {self.pid}"
+
+    @property
+    def name(self) -> str:
+        try:
+            name = Path(f"/proc/{self.pid}/comm").read_text().strip()
+        except OSError:
+            name = str(self.pid)
+        return "process-" + "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+    @property
+    def leaves_running(self) -> bool:
+        return self.options.leaves_running()
+
+    async def dump(self, images_dir: Path, work_dir: Path, on_notify: driver.Hooks) -> None:
+        await driver.dump(
+            self.options,
+            images_dir=images_dir,
+            work_dir=work_dir,
+            criu_binary=self.criu_binary,
+            on_notify=on_notify,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DumpedProcess:
+    """The process tree in a checkpoint. Use `find`."""
+
+    options: RestoreOptions
+    criu_binary: str
+
+    @classmethod
+    def find(cls, options: RestoreOptions, criu_binary: str | None) -> Self:
+        """Raises: MachineError without a criu."""
+        return cls(options, find_criu(criu_binary))
+
+    async def restore(self, images_dir: Path, work_dir: Path) -> int:
+        result = await driver.restore(
+            self.options,
+            images_dir=images_dir,
+            work_dir=work_dir,
+            criu_binary=self.criu_binary,
+            on_notify={},
+        )
+        return result.pid
