@@ -83,8 +83,12 @@ def store_timeout_option(command: F) -> F:
 
 def stream_options(command: F) -> F:
     """--stream, --compression, --memory-limit, --store-timeout; None where not given."""
+    return shard_options(store_timeout_option(command))
+
+
+def shard_options(command: F) -> F:
+    """--stream, --compression, --memory-limit; None where not given."""
     for option in (
-        store_timeout_option,
         click.option("--memory-limit", type=_Size(), help="Memory for data [256M]."),
         click.option(
             "-c", "--compression", metavar="CODEC[:LEVEL]",
@@ -130,3 +134,15 @@ async def _interrupt_at(signals: AsyncIterator[int]) -> None:
 
 def echo_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
+
+
+def running_total(show: Callable[[int], None]) -> Callable[[int], None]:
+    """What counts the bytes that were done, for a bar that shows all so far."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        show(done)
+
+    return add

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from cedanafs.cli.common import PathArgument, echo_json, printable
+from cedanafs.cli.common import PathArgument, echo_json, printable, running_total
 from cedanafs.errors import CheckpointIncomplete, CorruptShard, UsageError
 from cedanafs.look import CheckpointSummary, list_store
 from cedanafs.look import inspect as summary_of
@@ -99,7 +98,7 @@ def verify(checkpoint: Path, as_json: bool) -> None:
     summary = summary_of(checkpoint)
     total = summary.stored_bytes
     with TerminalReport().bar(f"verifying {checkpoint}", total) as show:
-        found = audit.verify(checkpoint, _running_total(show))
+        found = audit.verify(checkpoint, running_total(show))
     if as_json:
         echo_json(dataclasses.asdict(found))
     if found.damages:
@@ -127,7 +126,7 @@ def extract(checkpoint: Path, directory: Path) -> None:
     """Write the images in CHECKPOINT into DIRECTORY, plain, as CRIU itself would have."""
     total = summary_of(checkpoint).raw_bytes
     with TerminalReport().bar(f"extracting {checkpoint}", total) as show:
-        count = audit.extract(checkpoint, directory, _running_total(show))
+        count = audit.extract(checkpoint, directory, running_total(show))
     click.echo(f"{count} images in {directory}", err=True)
 
 
@@ -200,17 +199,6 @@ def _bring_back(checkpoint: Path, way: repairing.Way, *, yes: bool) -> None:
     if way.lost:
         raise CorruptShard(f"{checkpoint}: repaired; {lost}")
     click.echo(f"{checkpoint}: repaired")
-
-
-def _running_total(show: Callable[[int], None]) -> audit.Progress:
-    done = 0
-
-    def add(count: int) -> None:
-        nonlocal done
-        done += count
-        show(done)
-
-    return add
 
 
 def _as_json(summary: CheckpointSummary, *, brief: bool) -> dict[str, object]:

@@ -363,7 +363,8 @@ class Filesystem:
     def _truncate(self, log: Log, directory: Directory, image: Image, size: int) -> None:
         if size > MAX_FILE_LEN:
             raise OSError(errno.EFBIG, "too large", image.name)
-        self.checkpoints.note_replacement(directory, image)
+        if size < image.length:  # a copy of a file that ends in a hole makes it longer
+            self.checkpoints.note_replacement(directory, image)
         log.truncate(image, size)
 
 
