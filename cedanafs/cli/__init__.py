@@ -19,7 +19,7 @@ from cedanafs.cli.common import exit_code, in_words
 def cedanafs(ctx: click.Context, verbose: int) -> None:
     """Checkpoints of running processes, compressed over N shards, through a mount."""
     log.to_stderr(verbose)
-    if ctx.invoked_subcommand in ("dump", "restore"):
+    if ctx.invoked_subcommand in ("dump", "restore", "pack"):
         log.without_server(verbose)
 
 

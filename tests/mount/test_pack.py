@@ -59,9 +59,7 @@ def test_packed_and_extracted_they_are_the_same(
     assert sum(f.stat().st_size for f in (host.base / "packed").iterdir()) < 40 << 20
 
 
-def test_a_plain_dump_is_packed_and_restored(
-    host: Host, store: Path, start: StartWorkload
-) -> None:
+def test_a_plain_dump_is_packed_and_restored(host: Host, store: Path, start: StartWorkload) -> None:
     work = start("memory", size_mib=16)
     before = work.ask()
     path = host.ok("dump", "process", work.pid, "--dir", host.make("plain"), "--stream", 0)
