@@ -152,17 +152,22 @@ class Host:
         return line
 
     @contextlib.contextmanager
-    def started(self, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    def started(
+        self, *arguments: object, stdin: int = subprocess.DEVNULL
+    ) -> Iterator[subprocess.Popen[str]]:
         """cedanafs, running; killed at the end of the block if it still does."""
-        with self.started_program(sys.executable, "-m", "cedanafs", *arguments) as process:
+        command = (sys.executable, "-m", "cedanafs", *arguments)
+        with self.started_program(*command, stdin=stdin) as process:
             yield process
 
     @contextlib.contextmanager
-    def started_program(self, *command: object) -> Iterator[subprocess.Popen[str]]:
+    def started_program(
+        self, *command: object, stdin: int = subprocess.DEVNULL
+    ) -> Iterator[subprocess.Popen[str]]:
         """Any program, likewise."""
         process = subprocess.Popen(
             [*map(str, command)],
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -73,6 +73,9 @@ class _Size(click.ParamType[int]):
             self.fail(str(exc), param, ctx)
 
 
+SIZE: Final = _Size()
+
+
 def store_timeout_option(command: F) -> F:
     """--store-timeout; None where not given."""
     return click.option(
@@ -89,7 +92,7 @@ def stream_options(command: F) -> F:
 def shard_options(command: F) -> F:
     """--stream, --compression, --memory-limit; None where not given."""
     for option in (
-        click.option("--memory-limit", type=_Size(), help="Memory for data [256M]."),
+        click.option("--memory-limit", type=SIZE, help="Memory for data [256M]."),
         click.option(
             "-c", "--compression", metavar="CODEC[:LEVEL]",
             help=f"none, tar, lz4, zstd, gzip, zlib [{DEFAULT_COMPRESSION}].",

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import trio
 
 from cedanafs import checkpoint
 from cedanafs.cli.common import (
+    SIZE,
     PathArgument,
     given,
     run,
     store_timeout_option,
     stream_options,
 )
-from cedanafs.criu.driver import wait_attached
-from cedanafs.criu.options import DumpOptions, RestoreOptions
+from cedanafs.criu.attach import stay_attached
+from cedanafs.criu.options import CGROUP_MODES, DumpOptions, InheritedFd, RestoreOptions
 from cedanafs.criu.process import DumpedProcess, RunningProcess
 from cedanafs.errors import StoreError, UsageError
 from cedanafs.progress import TerminalReport
@@ -37,30 +39,47 @@ def restore() -> None:
     """Bring back what was checkpointed."""
 
 
-def _criu_options(command: F) -> F:
+def criu_options(command: F) -> F:
     """CRIU's options that dump and restore share."""
     for option in (
         click.option("--criu-binary", help="The criu to run [beside us, then PATH]."),
         click.option("--criu-opts", metavar="JSON", help="More of CRIU's options, over the flags."),
+        click.option(
+            "--log-level", type=click.IntRange(0, 4), default=4, metavar="0-4",
+            help="How much CRIU logs [4].",
+        ),
+        click.option("--root", metavar="PATH", help="Root of its mount namespace."),
+        click.option(
+            "--manage-cgroups", metavar="MODE", type=click.Choice(CGROUP_MODES),
+            help=f"{', '.join(CGROUP_MODES)} [as CRIU].",
+        ),
         click.option("--external", multiple=True, metavar="RES", help="A resource from outside."),
+        click.option("--ext-unix-sk", is_flag=True, help="Unix sockets connected to the outside."),
         click.option("--link-remap", is_flag=True, help="Restore unlinked files by hard links."),
         click.option("--file-locks", is_flag=True, help="Dump and restore file locks."),
         click.option("--tcp-close", is_flag=True, help="Close TCP connections."),
         click.option("--tcp-established", is_flag=True, help="Keep TCP connections."),
         click.option("--shell-job", is_flag=True, help="It has a shell's terminal."),
-    ):
+    ):  # fmt: skip
         command = option(command)
     return command
 
 
 @dump.command("process")
 @click.argument("pid", type=int)
-@click.option("--dir", "directory", type=PathArgument, help="A store, or a directory in a mount.")
+@click.option(
+    "-d", "--dir", "directory", type=PathArgument, help="A store, or a directory in a mount."
+)
 @click.option("--name", help="Of the checkpoint [dump-process-NAME-TIME].")
 @stream_options
 @click.option("--leave-running/--kill", default=None, help="Let it run on after the dump.")
 @click.option("--skip-in-flight", is_flag=True, help="Leave out TCP connections being opened.")
-@_criu_options
+@click.option("--ghost-limit", type=SIZE, help="Largest deleted file to dump [1M].")
+@click.option(
+    "--timeout", type=click.IntRange(1), metavar="SECONDS",
+    help="For stopping the tasks [10].",
+)  # fmt: skip
+@criu_options
 def dump_process(
     pid: int,
     directory: Path | None,
@@ -110,20 +129,25 @@ def dump_process(
 
 
 @restore.command("process")
-@click.option("--path", type=PathArgument, required=True, help="Of the checkpoint.")
+@click.option("-p", "--path", type=PathArgument, required=True, help="Of the checkpoint.")
 @click.option(
     "-n", "--stream", "--streams", type=click.IntRange(0), metavar="N",
     help="Fail unless it has N shards.",
 )  # fmt: skip
-@click.option("--attach", is_flag=True, help="Wait for it, and end with its exit status.")
+@click.option(
+    "-a", "--attach", is_flag=True,
+    help="Stay its parent: our streams for its pipes, our signals to it, its exit status ours.",
+)  # fmt: skip
+@click.option("--inherit-fd", multiple=True, metavar="fd[N]:RES", help="Our descriptor N for RES.")
 @click.option("--leave-stopped", is_flag=True, help="Leave it stopped (SIGCONT starts it).")
 @click.option("--pid-file", type=PathArgument, help="Write the restored pid here.")
 @store_timeout_option
-@_criu_options
+@criu_options
 def restore_process(
     path: Path,
     stream: int | None,
     attach: bool,
+    inherit_fd: tuple[str, ...],
     pid_file: Path | None,
     store_timeout: float | None,
     criu_opts: str | None,
@@ -135,7 +159,12 @@ def restore_process(
     The restored pid is the last line of stdout.
     """
     defaults = given(criu_binary=criu_binary, store_timeout=store_timeout)
-    options = RestoreOptions(attach=attach, criu_opts=_json_object(criu_opts), **flags)
+    options = RestoreOptions(
+        attach=attach,
+        inherit_fd=tuple(InheritedFd.parse(each) for each in inherit_fd),
+        criu_opts=_json_object(criu_opts),
+        **flags,
+    )
     pid = run(
         lambda: checkpoint.restore(
             lambda: DumpedProcess.find(options, defaults.criu_binary),
@@ -145,12 +174,16 @@ def restore_process(
             report=TerminalReport(),
         )
     )
-    if pid_file is not None:
-        _write_pid(pid_file, pid)
-    click.echo(pid)
-    if attach:
+
+    def tell() -> None:
+        if pid_file is not None:
+            _write_pid(pid_file, pid)
+        click.echo(pid)
         sys.stdout.flush()
-        sys.exit(run(lambda: wait_attached(pid)))
+
+    if attach:
+        sys.exit(trio.run(stay_attached, pid, tell, not options.leave_stopped))
+    tell()
 
 
 def _json_object(text: str | None) -> Mapping[str, object]:

@@ -7,9 +7,10 @@ a mount that this very event loop serves: whatever touches them runs in a thread
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeGuard
@@ -17,7 +18,7 @@ from typing import Any, Final, TypeGuard
 import trio
 
 from cedanafs.criu import logfile, tree
-from cedanafs.criu.options import DumpOptions, RestoreOptions, rpc_options
+from cedanafs.criu.options import DumpOptions, InheritedFd, RestoreOptions, rpc_options
 from cedanafs.criu.protocol import (
     SCRIPTS,
     Conversation,
@@ -107,7 +108,7 @@ async def restore(
     Hooks as in `dump`; one that raises at `pre-restore` or `post-restore` fails the restore and
     nothing is left running. At `pre-resume` and `post-resume` CRIU no longer listens: what such a
     hook raises is raised here, but the tasks run. With `options.attach` the root task is our
-    child: `wait_attached`. With `options.shell_job` it gets our terminal and our session.
+    child: `attach.wait_attached`. With `options.shell_job` it gets our terminal and our session.
 
     Cancelled, it makes CRIU give up and kill what it restored, and only then raises.
     Raises: as `dump`.
@@ -116,38 +117,15 @@ async def restore(
     opts = rpc_options(options)
     log_path = work_dir / RESTORE_LOG
     shell_job = bool(opts.shell_job)
-    async with (
-        _directories(opts, images_dir, log_path),
-        swrk(criu_binary, share_terminal=shell_job) as worker,
-    ):
-        conversation = Conversation(Request.RESTORE, opts)
-        end = await _converse(worker, conversation, on_notify, worker.kill_restored)
-        finished = await _check_end(end, worker, f"restore {images_dir}", log_path)
+    async with _directories(opts, images_dir, log_path):
+        with _inherited(opts, options.inherit_fd) as fds:
+            async with swrk(criu_binary, share_terminal=shell_job, pass_fds=fds) as worker:
+                conversation = Conversation(Request.RESTORE, opts)
+                end = await _converse(worker, conversation, on_notify, worker.kill_restored)
+                finished = await _check_end(end, worker, f"restore {images_dir}", log_path)
     if finished.root_pid is None:
         raise CriuError(f"criu restored {images_dir} but does not say as which process")
     return RestoreResult(finished.root_pid, log_path)
-
-
-async def wait_attached(pid: int) -> int:
-    """The exit status of the restored child *pid* when it ends: 128 + signal if killed by one.
-
-    Cancelling leaves the child as it is. Raises: UsageError when *pid* is no child of ours.
-    """
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError as exc:
-        raise UsageError(f"process {pid} is no child of this one") from exc
-    try:
-        await trio.lowlevel.wait_readable(pidfd)
-        # a readable pidfd has ended: this does not block
-        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED)  # noqa: ASYNC222
-    except ChildProcessError:
-        raise UsageError(f"process {pid} is no child of this one") from None
-    finally:
-        os.close(pidfd)
-    if ended is None:
-        raise RuntimeError(f"waitid({pid}) returned nothing without WNOHANG")
-    return ended.si_status if ended.si_code == os.CLD_EXITED else 128 + ended.si_status
 
 
 async def _converse(
@@ -248,6 +226,24 @@ async def _directories(opts: Any, images_dir: Path, log_path: Path) -> AsyncIter
         opts.log_file = log_path.name
         opts.notify_scripts = True
         yield
+
+
+@contextlib.contextmanager
+def _inherited(opts: Any, inherit_fd: Sequence[InheritedFd]) -> Iterator[list[int]]:
+    """Fill in what CRIU inherits; yields its descriptors, beyond the three that CRIU has itself."""
+    with contextlib.ExitStack() as opened:
+        fds = []
+        for each in inherit_fd:
+            try:
+                fd = fcntl.fcntl(each.fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            except OSError as exc:
+                raise UsageError(
+                    f"--inherit-fd fd[{each.fd}]:{each.resource}: {each.fd} is not open here"
+                ) from exc
+            opened.callback(os.close, fd)
+            opts.inherit_fd.add(key=each.resource, fd=fd)
+            fds.append(fd)
+        yield fds
 
 
 @contextlib.asynccontextmanager

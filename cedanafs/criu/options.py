@@ -5,10 +5,11 @@ CRIU's own configuration files keep their say about them.
 """
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cedanafs.criu import messages
 from cedanafs.errors import UsageError
@@ -48,21 +49,58 @@ COMMAND_LINE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class DumpOptions:
-    """A dump of the process tree under *pid*; *criu_opts* is laid over the other fields."""
+# rpc.proto's values share one name space, so one of them had to give way.
+ENUM_NAMES: Final[Mapping[str, str]] = MappingProxyType({"NONE": "CG_NONE"})
 
-    pid: int
-    leave_running: bool = False
+CGROUP_MODES: Final = ("ignore", "none", "props", "soft", "full", "strict")
+"""What CRIU's --manage-cgroups takes."""
+
+_INHERITED: Final = re.compile(r"fd\[(\d{1,9})\]:(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class InheritedFd:
+    """Our descriptor *fd* in the place of what was open as *resource* (`pipe:[42]`, a path)."""
+
+    fd: int
+    resource: str
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """From CRIU's `fd[N]:RESOURCE`. Raises: UsageError."""
+        if (match := _INHERITED.fullmatch(text)) is None:
+            raise UsageError(
+                f"--inherit-fd {text!r}: write fd[N]:RESOURCE, as in 'fd[1]:pipe:[4026]'"
+            )
+        return cls(int(match[1]), match[2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommonOptions:
+    """What a dump and a restore can both be told; *criu_opts* is laid over the other fields."""
+
     shell_job: bool = False
     tcp_established: bool = False
     tcp_close: bool = False
-    skip_in_flight: bool = False
     file_locks: bool = False
     link_remap: bool = False
+    ext_unix_sk: bool = False
     external: tuple[str, ...] = ()
+    manage_cgroups: str | None = None  # one of CGROUP_MODES
+    root: str | None = None
     log_level: int = 4
     criu_opts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DumpOptions(CommonOptions):
+    """A dump of the process tree under *pid*."""
+
+    pid: int
+    leave_running: bool = False
+    skip_in_flight: bool = False
+    ghost_limit: int | None = None  # bytes
+    timeout: int | None = None  # seconds that collecting the tasks may take
 
     def leaves_running(self) -> bool:
         """Whether the tasks run on after a dump that succeeds, `criu_opts` counted in.
@@ -73,19 +111,12 @@ class DumpOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class RestoreOptions:
+class RestoreOptions(CommonOptions):
     """A restore; with *attach* the restored root task becomes a child of the calling process."""
 
-    shell_job: bool = False
-    tcp_established: bool = False
-    tcp_close: bool = False
-    file_locks: bool = False
-    link_remap: bool = False
-    external: tuple[str, ...] = ()
     leave_stopped: bool = False
     attach: bool = False
-    log_level: int = 4
-    criu_opts: Mapping[str, object] = field(default_factory=dict)
+    inherit_fd: tuple[InheritedFd, ...] = ()  # the driver sends them, by their numbers in CRIU
 
 
 def rpc_options(options: DumpOptions | RestoreOptions) -> Any:
@@ -109,7 +140,11 @@ def _flags(options: DumpOptions | RestoreOptions) -> dict[str, object]:
         "tcp_close": options.tcp_close,
         "file_locks": options.file_locks,
         "link_remap": options.link_remap,
-        "external": list(options.external),
+        "ext_unix_sk": options.ext_unix_sk,
+        "external": list(options.external) or None,
+        "manage_cgroups_mode": options.manage_cgroups,
+        "root": options.root,
+        "log_level": options.log_level,
     }
     match options:
         case DumpOptions():
@@ -117,12 +152,12 @@ def _flags(options: DumpOptions | RestoreOptions) -> dict[str, object]:
                 "pid": options.pid,
                 "leave_running": options.leave_running,
                 "tcp_skip_in_flight": options.skip_in_flight,
+                "ghost_limit": options.ghost_limit,
+                "timeout": options.timeout,
             }
         case RestoreOptions():
             wanted |= {"leave_stopped": options.leave_stopped, "rst_sibling": options.attach}
-    return {name: value for name, value in wanted.items() if value} | {
-        "log_level": options.log_level
-    }
+    return {k: v for k, v in wanted.items() if v is not None and v is not False}
 
 
 def _from_user(criu_opts: Mapping[str, object]) -> dict[str, object]:
@@ -133,6 +168,8 @@ def _from_user(criu_opts: Mapping[str, object]) -> dict[str, object]:
         if _plain(name) == "managecgroups" and isinstance(value, str):
             name = "manage_cgroups_mode"  # the flag and the mode share one command line option
         name = COMMAND_LINE_NAMES.get(name.lower(), name)
+        if _plain(name) == "inheritfd":
+            raise UsageError(f"criu option {key!r} is not for --criu-opts: use --inherit-fd")
         if _plain(name) in {_plain(owned) for owned in OWNED}:
             raise UsageError(f"criu option {key!r} is set by cedanafs itself: leave it out")
         if _plain(name) not in known:
@@ -158,7 +195,7 @@ def _set_field(message: Any, name: str, value: object) -> None:
     if descriptor is None:
         raise UsageError(f"the installed pycriu is too old for the criu option {name!r}")
     if descriptor.enum_type is not None and isinstance(value, str):
-        value = value.upper()
+        value = ENUM_NAMES.get(value.upper(), value.upper())
     json_format = messages.json_format()
     one = type(message)(images_dir_fd=-1)
     try:

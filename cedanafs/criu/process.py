@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from cedanafs.criu import driver, tree
+import trio
+
+from cedanafs.criu import attach, driver, tree
 from cedanafs.criu.binary import find_criu
 from cedanafs.criu.options import DumpOptions, RestoreOptions
 
@@ -67,11 +69,22 @@ class DumpedProcess:
         return cls(options, find_criu(criu_binary))
 
     async def restore(self, images_dir: Path, work_dir: Path) -> int:
+        options = self.options
+        if options.attach:
+            options = await _with_our_streams(options, images_dir)
         result = await driver.restore(
-            self.options,
+            options,
             images_dir=images_dir,
             work_dir=work_dir,
             criu_binary=self.criu_binary,
             on_notify={},
         )
         return result.pid
+
+
+async def _with_our_streams(options: RestoreOptions, images_dir: Path) -> RestoreOptions:
+    """*options*, with our standard streams for the pipes that nobody gave another end to."""
+    taken = {each.resource for each in options.inherit_fd}
+    ours = await trio.to_thread.run_sync(attach.standard_streams, images_dir)
+    more = tuple(each for each in ours if each.resource not in taken)
+    return replace(options, inherit_fd=options.inherit_fd + more)

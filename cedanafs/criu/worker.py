@@ -6,7 +6,7 @@ import resource
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -111,12 +111,15 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def swrk(criu_binary: str, *, share_terminal: bool = False) -> AsyncIterator[Worker]:
+async def swrk(
+    criu_binary: str, *, share_terminal: bool = False, pass_fds: Sequence[int] = ()
+) -> AsyncIterator[Worker]:
     """`criu swrk` on one end of a socket pair, reaped on leaving, killed if need be.
 
-    It has no file of ours but the socket. It leads a session of its own, so that Ctrl-C at the
-    terminal does not hit it in the middle of its work, unless *share_terminal* (a shell job is
-    restored into the session, the process group and the terminal of the CRIU that restores it).
+    It has no file of ours but the socket and *pass_fds*, at the same numbers. It leads a session of
+    its own, so that Ctrl-C at the terminal does not hit it in the middle of its work, unless
+    *share_terminal* (a shell job is restored into the session, the process group and the terminal
+    of the CRIU that restores it).
 
     Raises: MachineError when *criu_binary* cannot be started.
     """
@@ -126,7 +129,7 @@ async def swrk(criu_binary: str, *, share_terminal: bool = False) -> AsyncIterat
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with trio.socket.from_stdlib_socket(ours) as ours_async:
             with theirs:
-                process = await _start(criu_binary, theirs, stderr_fd, share_terminal)
+                process = await _start(criu_binary, theirs, stderr_fd, share_terminal, pass_fds)
             worker = Worker(process, ours_async, stderr_fd, children_before)
             try:
                 yield worker
@@ -137,7 +140,11 @@ async def swrk(criu_binary: str, *, share_terminal: bool = False) -> AsyncIterat
 
 
 async def _start(
-    criu_binary: str, theirs: socket.socket, stderr_fd: int, share_terminal: bool
+    criu_binary: str,
+    theirs: socket.socket,
+    stderr_fd: int,
+    share_terminal: bool,
+    pass_fds: Sequence[int],
 ) -> trio.Process:
     try:
         return await trio.lowlevel.open_process(
@@ -145,7 +152,7 @@ async def _start(
             stdin=None if share_terminal else subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr_fd,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *pass_fds],
             start_new_session=not share_terminal,
             # SIGPIPE and SIGXFSZ stay ignored as in this process: see stop_writing, and CRIU
             # must not die of a client that hung up with the tasks in its hands.

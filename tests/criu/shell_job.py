@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 from rig import Rig
 
-from cedanafs.criu import driver
+from cedanafs.criu import attach
 from cedanafs.criu.options import DumpOptions, RestoreOptions
 from cedanafs.errors import CriuError
 
@@ -40,7 +40,7 @@ def main(criu_binary: str, base: str) -> None:
     after = relations(job.pid)
     streams = [os.readlink(f"/proc/{job.pid}/fd/{fd}") for fd in range(3)]
     os.kill(job.pid, signal.SIGTERM)
-    status = trio.run(driver.wait_attached, job.pid)
+    status = trio.run(attach.wait_attached, job.pid)
     told = {
         "before": before,
         "refusal": refusal,

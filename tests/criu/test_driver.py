@@ -13,7 +13,7 @@ import trio
 from rig import Hook, Rig
 from workloads import Workload
 
-from cedanafs.criu import binary, driver
+from cedanafs.criu import attach, binary
 from cedanafs.criu.options import DumpOptions, RestoreOptions
 from cedanafs.criu.protocol import SCRIPTS
 from cedanafs.criu.stats import STATS_DUMP, parse_stats
@@ -128,10 +128,10 @@ def test_attached_task_is_our_child_and_tells_its_end(rig: Rig, work: Workload) 
     async def restore_and_kill() -> int:
         result = await rig.arestore(RestoreOptions(attach=True))
         with trio.move_on_after(0.1):
-            await driver.wait_attached(result.pid)
+            await attach.wait_attached(result.pid)
         assert work.alive()
         os.kill(result.pid, signal.SIGTERM)
-        return await driver.wait_attached(result.pid)
+        return await attach.wait_attached(result.pid)
 
     rig.dump(DumpOptions(work.pid))
     work.wait_gone()
@@ -141,13 +141,13 @@ def test_attached_task_is_our_child_and_tells_its_end(rig: Rig, work: Workload) 
 
 def test_wait_attached_gives_the_exit_status() -> None:
     child = subprocess.Popen(["/bin/sh", "-c", "exit 3"])
-    assert trio.run(driver.wait_attached, child.pid) == 3
+    assert trio.run(attach.wait_attached, child.pid) == 3
     child.returncode = 3  # reaped behind its back
 
 
 def test_wait_attached_wants_a_child() -> None:
     with pytest.raises(UsageError, match="no child"):
-        trio.run(driver.wait_attached, 1 << 22)
+        trio.run(attach.wait_attached, 1 << 22)
 
 
 def test_leave_stopped(rig: Rig, work: Workload) -> None:

@@ -18,7 +18,10 @@ Kinds, their parameters, and what `ask` returns beside `counter`:
   memory really is shared
 - `openfile()`: `offset`, `text`: each question reads the next 100 bytes
 - `filelock()`: `locked`: CRIU refuses it without --file-locks, when all memory is written
+- `ghost(size_mib, linked)`: `digest`, `links`: CRIU wants --ghost-limit, or --link-remap
+- `dgram()`: `sent`: to a socket of the test's, CRIU wants --ext-unix-sk
 - `tcplisten()`: `port`, `served`: an echo server on 127.0.0.1
+- `tcpserver()`: `port`, `connections`: another, which keeps its connections
 
 The program leads a session, its cwd is `/`, its standard streams are /dev/null, and it tells its
 state through symbolic links in the state directory, so it holds no file open (but `openfile`'s).

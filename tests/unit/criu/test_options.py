@@ -2,7 +2,7 @@
 
 import pytest
 
-from cedanafs.criu.options import OWNED, DumpOptions, RestoreOptions, rpc_options
+from cedanafs.criu.options import OWNED, DumpOptions, InheritedFd, RestoreOptions, rpc_options
 from cedanafs.errors import UsageError
 
 
@@ -26,13 +26,25 @@ def test_every_dump_flag_has_its_field() -> None:
         skip_in_flight=True,
         file_locks=True,
         link_remap=True,
+        ext_unix_sk=True,
         external=("mnt[/a]:b", "pid[1]:c"),
-        log_level=2,
+        manage_cgroups="none",
+        root="/r",
+        ghost_limit=5 << 20,
+        timeout=30,
+        log_level=0,
     )
     names = "leave_running shell_job tcp_established tcp_close tcp_skip_in_flight file_locks"
-    flags = dict.fromkeys(f"{names} link_remap".split(), True)
-    external = ["mnt[/a]:b", "pid[1]:c"]
-    assert sent(options) == flags | {"pid": 42, "log_level": 2, "external": external}
+    flags = dict.fromkeys(f"{names} link_remap ext_unix_sk".split(), True)
+    assert sent(options) == flags | {
+        "pid": 42,
+        "log_level": 0,
+        "external": ["mnt[/a]:b", "pid[1]:c"],
+        "manage_cgroups_mode": 1,
+        "root": "/r",
+        "ghost_limit": 5 << 20,
+        "timeout": 30,
+    }
 
 
 def test_every_restore_flag_has_its_field() -> None:
@@ -54,6 +66,7 @@ def test_criu_opts_take_any_spelling(key: str) -> None:
         ("--skip-in-flight", True, "tcp_skip_in_flight", True),
         ("--manage-cgroups", "soft", "manage_cgroups_mode", 3),
         ("--manage-cgroups", True, "manage_cgroups", True),
+        ("--manage-cgroups", "none", "manage_cgroups_mode", 1),
         ("manage_cgroups_mode", 3, "manage_cgroups_mode", 3),
         ("--enable-external-masters", True, "ext_masters", True),
         ("ghost_limit", 5 << 20, "ghost_limit", 5 << 20),
@@ -111,7 +124,15 @@ def test_wrong_type_is_named(key: str, value: object) -> None:
         rpc_options(DumpOptions(42, criu_opts={key: value}))
 
 
-@pytest.mark.parametrize("key", [*sorted(OWNED), "--images-dir", "NotifyScripts"])
+def test_inherited_descriptors() -> None:
+    assert InheritedFd.parse("fd[3]:pipe:[42]") == InheritedFd(3, "pipe:[42]")
+    with pytest.raises(UsageError, match=r"write fd\[N\]:RESOURCE"):
+        InheritedFd.parse("3:pipe:[42]")
+    with pytest.raises(UsageError, match="use --inherit-fd"):
+        rpc_options(RestoreOptions(criu_opts={"InheritFd": []}))
+
+
+@pytest.mark.parametrize("key", [*sorted(OWNED - {"inherit_fd"}), "--images-dir", "NotifyScripts"])
 def test_what_we_set_ourselves_is_refused(key: str) -> None:
     with pytest.raises(UsageError, match=f"'{key}' is set by cedanafs itself"):
         rpc_options(DumpOptions(42, criu_opts={key: 1}))

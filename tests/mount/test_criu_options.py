@@ -1,0 +1,408 @@
+"""Each of CRIU's options: that it arrived is seen by what it does, not by its being taken."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from host import Host, StartWorkload, poll
+
+PYTHON = "/usr/bin/python3"
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+# Answers each line with the same in brackets; ends with 7 at SIGINT, and tells of SIGUSR1.
+ECHO = """
+import signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: print("usr1", flush=True))
+signal.signal(signal.SIGINT, lambda *_: sys.exit(7))
+print("ready", flush=True)
+while True:
+    line = sys.stdin.readline()
+    print(f"[{line.strip()}]", flush=True)
+    if not line:
+        signal.pause()
+"""
+
+# Its one thread waits for a child of vfork, as nothing but that child's end can stop it.
+UNSTOPPABLE = """
+import ctypes, time
+libc = ctypes.CDLL(None)
+print("ready", flush=True)
+if libc.vfork() == 0:
+    time.sleep(1000)
+"""
+
+
+@contextlib.contextmanager
+def program(code: str, **streams: int) -> Iterator[subprocess.Popen[str]]:
+    """A Python program that leads a session, with pipes where *streams* say so."""
+    given = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")} | streams
+    process = subprocess.Popen(
+        [PYTHON, "-u", "-c", code], cwd="/", start_new_session=True, text=True, **given
+    )  # type: ignore[call-overload]
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+        wait_gone(process.pid)
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def wait_gone(session: int) -> None:
+    """Wait until no process of *session* is there, not even a zombie: its pids are free."""
+    command = ["pgrep", "-s", str(session)]
+    poll(lambda: subprocess.run(command, capture_output=True, check=False).returncode, "its end")
+
+
+def dump_fails(host: Host, match: str, *arguments: object) -> str:
+    """A dump that CRIU refuses; what its log, which is taken away, says."""
+    line = host.refused(5, "dump", "process", *arguments, match=match)
+    log = Path(line.rpartition("log: ")[2])
+    text = log.read_text()
+    for left in (*log.parent.iterdir(), log.parent):
+        left.rmdir() if left.is_dir() else left.unlink()
+    return text
+
+
+# Files.
+
+
+def test_ghost_limit(host: Host, store: Path, start: StartWorkload) -> None:
+    work = start("ghost", size_mib=2)
+    told = work.ask()
+    dump_fails(host, "ghost", work.pid, "--dir", store)
+    over = ("--ghost-limit", "1K", "--criu-opts", '{"--ghost-limit": 4194304}')
+    for more in (["--ghost-limit", "4M"], over):
+        path = host.ok("dump", "process", work.pid, "--dir", store, "--name", "x", *more).last_line
+        work.wait_gone()
+        host.ok("restore", "process", "--path", path)
+        work.wait_ticking()
+        assert work.ask()["digest"] == told["digest"]
+
+
+def test_link_remap(host: Host, store: Path, start: StartWorkload) -> None:
+    work = start("ghost", size_mib=1, linked=1)
+    told = work.ask()
+    assert told["links"] == 1
+    dump_fails(host, "link", work.pid, "--dir", store)
+    path = host.ok("dump", "process", work.pid, "--dir", store, "--link-remap").last_line
+    work.wait_gone()
+    host.ok("restore", "process", "--path", path, "--link-remap")
+    work.wait_ticking()
+    assert work.ask()["digest"] == told["digest"]
+
+
+def test_external_file_and_inherited_descriptor(host: Host, store: Path) -> None:
+    """A file named as external is not looked for on restore, but taken from us."""
+    out = host.base / "out"
+    with out.open("w") as stream, program(ECHO, stdout=stream.fileno()) as process:
+        poll(lambda: out.read_text().endswith("[]\n"), "its end of input")
+        pid = process.pid
+        mount_id = re.search(r"mnt_id:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/1").read_text())
+        assert mount_id is not None
+        resource = f"file[{int(mount_id[1]):x}:{out.stat().st_ino:x}]"
+        dump = ("dump", "process", pid, "--dir", store, "--external", resource)
+        path = host.ok(*dump).last_line
+        process.wait(30)
+        wait_gone(pid)
+        out.unlink()
+        restore = ("restore", "process", "--path", path, "--external", resource)
+        line = host.refused(5, *restore, match="log: ")
+        left = Path(line.rpartition("log: ")[2])
+        left.unlink()
+        left.parent.rmdir()
+        wait_gone(pid)
+
+        elsewhere = host.base / "elsewhere"
+        elsewhere.write_bytes(bytes(len("ready\n[]\n")))  # CRIU wants it as long as it was
+        fd = os.open(elsewhere, os.O_RDWR)
+        try:
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "cedanafs",
+                    *restore,
+                    "--inherit-fd",
+                    f"fd[{fd}]:{resource}",
+                ],
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                env=host.environment(),
+                check=False,
+            )
+        finally:
+            os.close(fd)
+        assert done.returncode == 0, done
+        assert os.readlink(f"/proc/{pid}/fd/1") == str(elsewhere)
+        os.kill(pid, signal.SIGUSR1)
+        poll(lambda: "usr1\n" in elsewhere.read_text(), "its word")
+        host.refused(
+            2, *restore, "--inherit-fd", f"fd[99]:{resource}", match=r"fd\[99\].*not open here"
+        )
+
+
+@pytest.mark.parametrize("text", ["1:pipe:[3]", "fd[x]:pipe:[3]", "fd[1]:"])
+def test_inherited_descriptor_that_makes_no_sense(host: Host, store: Path, text: str) -> None:
+    host.refused(2, "restore", "process", "--path", store, "--inherit-fd", text, match="write fd")
+
+
+def test_external_unix_socket(host: Host, store: Path, start: StartWorkload) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        (host.base / "state0").mkdir()
+        listener.bind(str(host.base / "state0/listener"))
+        listener.settimeout(30)
+        work = start("dgram")
+        listener.recv(100)
+        dump_fails(host, "external", work.pid, "--dir", store)
+        path = host.ok("dump", "process", work.pid, "--dir", store, "--ext-unix-sk").last_line
+        work.wait_gone()
+        listener.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                last = int(listener.recv(100))
+        listener.settimeout(30)
+        host.ok("restore", "process", "--path", path, "--ext-unix-sk")
+        assert int(listener.recv(100)) > last
+
+
+# Tasks, their namespaces, groups and limits.
+
+
+def test_manage_cgroups(host: Host, store: Path, start: StartWorkload) -> None:
+    """`ignore` restores into our own cgroup, CRIU's own default into the one it was in."""
+    work = start("threads")
+    group = FREEZER / f"cedanafs-test-{work.pid}"
+    inside, outside = f"freezer:/{group.name}\n", "freezer:/\n"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(work.pid))
+        path = host.ok("dump", "process", work.pid, "--dir", store).last_line
+        work.wait_gone()
+        for mode, wanted in (("soft", inside), ("ignore", outside)):
+            host.ok("restore", "process", "--path", path, "--manage-cgroups", mode)
+            work.wait_ticking()
+            assert wanted in Path(f"/proc/{work.pid}/cgroup").read_text()
+            work.kill()
+            work.wait_gone()
+        host.refused(2, "restore", "process", "--path", path, "--manage-cgroups", "x", match="soft")
+    finally:
+        poll(lambda: not (group / "cgroup.procs").read_text(), "an empty cgroup")
+        group.rmdir()
+
+
+def test_timeout(host: Host, store: Path) -> None:
+    """A task that cannot be stopped ends the dump after so long, not after CRIU's ten seconds."""
+    with program(UNSTOPPABLE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        poll(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text, "its child")
+        begun = time.monotonic()
+        log = dump_fails(host, "log: ", process.pid, "--dir", store, "--timeout", 1)
+        assert "Timeout reached" in log
+        assert time.monotonic() - begun < 8
+
+
+def test_log_level(host: Host, store: Path, start: StartWorkload) -> None:
+    work = start("threads")
+    dump = ("dump", "process", work.pid, "--dir", store, "--leave-running", "--stream", 0)
+    lines = []
+    for level in (0, 1, 3, 4):
+        path = host.ok(*dump, "--name", f"level{level}", "--log-level", level).last_line
+        lines.append((Path(path) / "dump.log").read_text().count("\n"))
+    assert lines[0] <= lines[1] < 5 < lines[2] < lines[3]
+    line = host.refused(
+        5, "restore", "process", "--path", store / "level4", "--log-level", 1, match="File exists"
+    )
+    log = Path(line.rpartition("log: ")[2])
+    said = log.read_text().splitlines()
+    assert said
+    assert all("Error (" in each for each in said)
+    log.unlink()
+    log.parent.rmdir()
+
+
+def test_leave_stopped(host: Host, store: Path, start: StartWorkload) -> None:
+    work = start("threads")
+    path = host.ok("dump", "process", work.pid, "--dir", store).last_line
+    work.wait_gone()
+    host.ok("restore", "process", "--path", path, "--leave-stopped")
+    assert work.fingerprint()["State"] == "T (stopped)"
+    os.kill(work.pid, signal.SIGCONT)
+    work.wait_ticking()
+
+
+# --attach.
+
+
+def test_attached_to_our_pipes(host: Host, store: Path) -> None:
+    """Its pipes become ours, our signals its, its exit status ours."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with program(ECHO, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        path = host.ok("dump", "process", process.pid, "--dir", store).last_line
+        process.wait(30)
+        wait_gone(process.pid)
+        with host.started(
+            "restore", "process", "--path", path, "--attach", stdin=subprocess.PIPE
+        ) as restore:
+            assert restore.stdout is not None
+            assert restore.stdin is not None
+            assert restore.stdout.readline() == f"{process.pid}\n"
+            restore.stdin.write("hello\n")
+            restore.stdin.flush()
+            assert restore.stdout.readline() == "[hello]\n"
+            restore.send_signal(signal.SIGUSR1)
+            assert restore.stdout.readline() == "usr1\n"
+            restore.send_signal(signal.SIGINT)
+            assert restore.wait(30) == 7
+
+
+def test_attached_leaves_pipes_inside_the_tree(
+    host: Host, store: Path, start: StartWorkload
+) -> None:
+    code = "import os, subprocess; subprocess.run(['/bin/sh', '-c', 'cat | cat'])"
+    with program(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        poll(lambda: len(list(children(process.pid))) == 3, "both cats")
+        path = host.ok("dump", "process", process.pid, "--dir", store).last_line
+        process.wait(30)
+        wait_gone(process.pid)
+        with host.started(
+            "restore", "process", "--path", path, "--attach", stdin=subprocess.PIPE
+        ) as restore:
+            out, err = restore.communicate("through both\n", timeout=30)
+            assert restore.returncode == 0, err
+            assert sorted(out.splitlines()) == [str(process.pid), "through both"]
+
+
+def children(pid: int) -> Iterator[int]:
+    """All below *pid*."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield int(child)
+        yield from children(int(child))
+
+
+# A job of a shell on a terminal: dump it, restore it, stay attached.
+SHELL = """
+import os, signal, subprocess, sys
+job = subprocess.Popen(["/usr/bin/python3", "-u", "-c", sys.argv[2]], process_group=0)
+os.tcsetpgrp(0, job.pid)
+os.read(3, 1)
+cedanafs = [sys.executable, "-m", "cedanafs"]
+dump = ["dump", "process", str(job.pid), "--dir", sys.argv[1], "--name", "x"]
+print("without", subprocess.run([*cedanafs, *dump], stdin=subprocess.DEVNULL).returncode)
+subprocess.run([*cedanafs, *dump, "--shell-job"], check=True)
+job.wait()
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+os.tcsetpgrp(0, os.getpgrp())
+signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+path = os.path.join(sys.argv[1], "x")
+os.execv(sys.executable, [*cedanafs, "restore", "process", "--path", path, "--shell-job", "-a"])
+"""
+
+
+def test_attached_shell_job_has_our_terminal(host: Host, store: Path) -> None:
+    ours, theirs = pty.openpty()
+    go_read, go_write = os.pipe()
+    shell = ["/usr/bin/setsid", "--ctty", sys.executable, "-c", SHELL, str(store), ECHO]
+    said = b""
+
+    def wait_for(words: bytes) -> None:
+        nonlocal said
+        while words not in said:
+            said += os.read(ours, 4096)
+        said = said.partition(words)[2]
+
+    try:
+        with subprocess.Popen(
+            [PYTHON, "-c", "import os, sys; os.dup2(int(sys.argv[1]), 3); "
+             "os.set_inheritable(3, True); os.execv(sys.argv[2], sys.argv[2:])",
+             str(go_read), *shell],
+            stdin=theirs, stdout=theirs, stderr=theirs, pass_fds=[go_read],
+            env=host.environment(),
+        ) as process:  # fmt: skip
+            os.close(theirs)
+            os.close(go_read)
+            wait_for(b"ready")
+            os.write(go_write, b"x")
+            os.close(go_write)
+            wait_for(b"without 5")
+            wait_for(b"restored process")
+            os.write(ours, b"hello\n")
+            wait_for(b"[hello]")
+            os.write(ours, b"\x03")
+            assert process.wait(30) == 7
+    finally:
+        os.close(ours)
+    for log in host.temporary.glob("cedanafs-dump-*/dump.log"):
+        assert "dangling tty" in log.read_text()
+        log.unlink()
+        log.parent.rmdir()
+
+
+# In a mount namespace of its own, of which the directory given is the root and all there is.
+IN_A_ROOT = """
+import os, subprocess, sys
+root, loop = sys.argv[1:]
+for command in (["mount", "--make-rprivate", "/"], ["mount", "--bind", root, root]):
+    subprocess.run(command, check=True)
+os.chdir(root)
+subprocess.run(["pivot_root", ".", "old"], check=True)
+os.chdir("/")
+subprocess.run(["/bin/busybox", "umount", "-l", "/old"], check=True)
+os.closerange(0, 4096)
+os.execv("/bin/busybox", ["sh", "-c", loop])
+"""
+COUNT = "i=0; while true; do i=$((i+1)); echo $i >/count; /bin/busybox sleep 0.02; done"
+
+
+def test_root_of_a_mount_namespace(host: Host, store: Path) -> None:
+    """It runs in one directory, and, restored, in a copy of it."""
+    before, after = host.base / "before", host.base / "after"
+    for name in ("bin", "old"):
+        (before / name).mkdir(parents=True)
+    host.stock("cp", "/bin/busybox", before / "bin")
+    process = subprocess.Popen(
+        ["setsid", "unshare", "--mount", PYTHON, "-c", IN_A_ROOT, before, COUNT],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    pid = process.pid
+    try:
+        poll((before / "count").exists, "its counting")
+        path = host.ok("dump", "process", pid, "--dir", store, "--root", before).last_line
+        process.wait(30)
+        wait_gone(pid)
+        counted = int((before / "count").read_text())
+        before.rename(after)
+        (after / "count").unlink()
+        host.stock("mount", "--bind", after, after)
+        try:
+            host.stock("mount", "--make-private", after)
+            host.ok("restore", "process", "--path", path, "--root", after)
+            poll((after / "count").exists, "its counting")
+            poll(lambda: int((after / "count").read_text() or 0) > counted, "its counting on")
+        finally:
+            host.stock("umount", "-l", after)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        process.wait(30)
+        wait_gone(pid)
