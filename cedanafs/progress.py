@@ -34,6 +34,19 @@ class Report(Protocol):
         """Show how far *what* is while the block runs."""
 
 
+class SilentReport:
+    """Nowhere."""
+
+    def say(self, line: str) -> None:
+        pass
+
+    @asynccontextmanager
+    async def watch(
+        self, what: str, done_bytes: Callable[[], int], total_bytes: int | None
+    ) -> AsyncIterator[None]:
+        yield
+
+
 class TerminalReport:
     """Lines on stderr, and bars where that is a terminal."""
 
