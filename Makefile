@@ -4,6 +4,7 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
 SOAK_MINUTES := 10
+RESULTS := docs/benchmarks/results.json
 
 help:
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
@@ -25,6 +26,10 @@ lint: .venv/.packages ## check style, types and the order of imports
 bench: machine .venv/.criu .venv/.bench ## measure dumps and restores (BENCH_ARGS=--help)
 	.venv/bin/python -m benchmarks $(BENCH_ARGS)
 
+figures: .venv/.bench ## renew the tables and plots of docs/benchmarks.md from what bench measured
+	.venv/bin/python -m benchmarks.report $(RESULTS) --into docs/benchmarks.md
+	.venv/bin/python -m benchmarks.plot $(RESULTS) docs/benchmarks
+
 soak: machine .venv/.criu ## look for rare failures, SOAK_MINUTES=10 of each kind
 	.venv/bin/python tests/crash/soak.py --minutes $(SOAK_MINUTES)
 	.venv/bin/python tests/fuzz/soak.py --minutes $(SOAK_MINUTES)
@@ -44,7 +49,7 @@ clean: ## remove all that was built or installed here; system packages stay
 	@touch $@
 
 .venv/.bench: .venv/.packages
-	@scripts/setup-system redis-server
+	@scripts/setup-system redis-tools
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
@@ -55,4 +60,4 @@ machine:
 	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))
 	$(if $(wildcard /dev/fuse),,$(error there is no /dev/fuse: load the kernel module fuse, or hand the device to the container))
 
-.PHONY: help setup demo test lint bench soak clean system machine
+.PHONY: help setup demo test lint bench figures soak clean system machine

@@ -18,9 +18,9 @@ from benchmarks.streamer import PROGRAM, Streamer
 from benchmarks.workloads import WORKLOADS, Process
 
 EPILOG = """\
-kinds: plain, tar-lz4, tar-zstd, streamer (criu-image-streamer), discard and memory (bare pyfuse3
-mounts: the floors), and cedanafs as CODEC[:LEVEL]xN, such as lz4x4 or zstd:1x8; +durable, +hook
-and +v4 change how it dumps.
+kinds: plain, tar-lz4, tar-zstd, streamer (criu-image-streamer), discard, bare-lz4, memory and
+memory-direct (bare pyfuse3 mounts: the floors), and cedanafs as CODEC[:LEVEL]xN, such as lz4x4 or
+zstd:1x8; +durable, +hook and +v4 change how it dumps.
 
 A round takes each kind once; which comes first rotates. The first round warms up and does not
 count. Nothing else should run on the machine meanwhile.
@@ -60,11 +60,18 @@ def main() -> None:
         for each in chosen:
             print(f"{each.name}: {each.question}: {' '.join(each.kinds)}")
         return
+    failed = False
     for each in chosen:
-        run = measured(each, arguments.rounds, arguments.dir)
+        try:
+            run = measured(each, arguments.rounds, arguments.dir)
+        except (RuntimeError, TimeoutError) as exc:
+            print(f"{each.name} failed: {exc}", file=sys.stderr)
+            failed = True
+            continue
         if arguments.json:
             results.add(arguments.json, run)
         print("\n".join(report.experiment(each.name, results.Experiment([run]))), flush=True)
+    sys.exit(failed)
 
 
 def check(chosen: list[Experiment], arguments: argparse.Namespace) -> None:
@@ -102,7 +109,7 @@ def kind(word: str) -> kinds.Kind:
             return kinds.Archive(name.removeprefix("tar-"))
         case "streamer":
             return Streamer()
-        case "discard" | "memory" | "memory-direct":
+        case name if name in Floor.MODES:
             return Floor(name)
     raise ValueError(f"no kind is named {word}: see --help")
 
@@ -154,9 +161,9 @@ def turn(word: str, process: Process, base: Path, expected: str, *, restores: bo
     os.sync()
     try:
         figures = one.dump(process, place)
-        if restores and word != "discard":
+        if restores and one.restores:
             process.kill()
-            figures |= one.restore(process, place) or {}
+            figures |= one.restore(process, place)
             if process.digest() != expected:
                 raise RuntimeError(f"{word}: the restored process holds something else")
     finally:
@@ -168,5 +175,5 @@ def turn(word: str, process: Process, base: Path, expected: str, *, restores: bo
 if __name__ == "__main__":
     try:
         main()
-    except (RuntimeError, TimeoutError) as exc:
-        sys.exit(f"benchmark failed: {exc}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 CODECS = ("none", "lz4", "zstd:1")
 OTHERS = ("tar-lz4", "tar-zstd", "streamer")
+FLOORS = ("discard", "bare-lz4", "memory", "memory-direct")
 OURS = ("lz4x4", "zstd:1x4")
 
 
@@ -34,14 +35,14 @@ EXPERIMENTS = {
             "mix",
             "1000 MiB of private memory, against everyone else",
             "private",
-            ("plain", *OTHERS, "nonex4", *OURS, "discard", "memory", "memory-direct"),
+            ("plain", *OTHERS, "nonex4", *OURS, *FLOORS),
             default=True,
         ),
         Experiment(
             "shared",
             "the same in shared memory",
             "shared",
-            ("plain", "streamer", *OURS, "discard", "memory"),
+            ("plain", "streamer", *OURS, *FLOORS),
         ),
         Experiment(
             "shards",
@@ -55,7 +56,7 @@ EXPERIMENTS = {
             "tree",
             "50 processes of 20 MiB",
             "tree",
-            ("plain", *OURS, "discard", "memory"),
+            ("plain", *OURS, *FLOORS),
             default=True,
         ),
         Experiment("large", "4 GiB of private memory", "private", ("plain", *OURS), mib=4096),

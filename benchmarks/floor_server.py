@@ -1,26 +1,33 @@
 """A filesystem with as little in it as pyfuse3 allows: what no mount of ours can be faster than.
 
-    python -m benchmarks.floor_server MODE MOUNTPOINT
+    python -m benchmarks.floor_server MODE MOUNTPOINT STORE
 
 One directory, until it is unmounted. Written with direct_io, as cedanafs does it. MODE is
 `discard`: memory pages are thrown away, small images are kept, so a dump succeeds; `memory`:
-everything is kept and served through the page cache; `memory-direct`: the same past it.
+everything is kept and served through the page cache; `memory-direct`: the same past it;
+`bare-lz4`: memory pages are compressed by four threads into four files in STORE, and are durable
+when an fsync of the directory returns: no index, no checksums, nothing to restore from.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import queue
 import stat
 import sys
+import threading
 from bisect import bisect_right
 
+import lz4.frame
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 READ_AHEAD_KB = 4096
 FOREVER_S = 3600.0
+SHARDS = 4
+QUEUED_WRITES = 96  # of 1 MiB: as much as cedanafs lets wait by default
 Buffer = bytes | memoryview
 
 
@@ -55,16 +62,48 @@ class File:
         return b"".join(parts)
 
 
+class Shards:
+    """Threads that compress what comes, each into a file of its own."""
+
+    def __init__(self, store: str) -> None:
+        self._queue: queue.Queue[bytes] = queue.Queue(QUEUED_WRITES)
+        self._fds = [
+            os.open(f"{store}/img-{k}.lz4", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            for k in range(SHARDS)
+        ]
+        for fd in self._fds:
+            threading.Thread(target=self._serve, args=(fd,), daemon=True).start()
+
+    async def append(self, buffer: bytes) -> None:
+        try:
+            self._queue.put_nowait(buffer)
+        except queue.Full:
+            await trio.to_thread.run_sync(self._queue.put, buffer)
+
+    def commit(self) -> None:
+        """Return when everything is durable."""
+        self._queue.join()
+        for fd in self._fds:
+            os.fsync(fd)
+
+    def _serve(self, fd: int) -> None:
+        while True:
+            buffer = self._queue.get()
+            os.write(fd, lz4.frame.compress(buffer, store_size=False))
+            self._queue.task_done()
+
+
 class Floor(pyfuse3.Operations):
     """Inode 1 is the directory, the others are files; a handle is its file's inode."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, store: str) -> None:
         super().__init__()
-        self._discards = mode == "discard"
+        self._keeps = mode.startswith("memory")
+        self._shards = Shards(store) if mode == "bare-lz4" else None
         self._direct_reads = mode == "memory-direct"
         self._names: dict[bytes, int] = {}
         self._files: dict[int, File] = {}
-        self._discarded: set[int] = set()
+        self._pages: set[int] = set()
         self._next = pyfuse3.ROOT_INODE + 1
 
     async def getattr(self, inode: int, ctx: object = None) -> EntryAttributes:
@@ -95,8 +134,8 @@ class Floor(pyfuse3.Operations):
         inode = self._names[name] = self._next
         self._next += 1
         self._files[inode] = File()
-        if self._discards and name.startswith(b"pages-"):
-            self._discarded.add(inode)
+        if name.startswith(b"pages-") and not self._keeps:
+            self._pages.add(inode)
         return FileInfo(fh=inode, direct_io=True), await self.getattr(inode)
 
     async def open(self, inode: int, flags: int, ctx: object) -> FileInfo:
@@ -104,12 +143,14 @@ class Floor(pyfuse3.Operations):
         return FileInfo(fh=inode, direct_io=writes or self._direct_reads)
 
     async def write(self, fh: int, offset: int, buffer: bytes) -> int:
-        if fh not in self._discarded:
+        if fh not in self._pages:
             self._files[fh].append(buffer)
+        elif self._shards:
+            await self._shards.append(buffer)
         return len(buffer)
 
-    async def read(self, fh: int, offset: int, size: int) -> Buffer:
-        return self._files[fh].read(offset, size)
+    async def read(self, fh: int, offset: int, size: int) -> bytes:
+        return self._files[fh].read(offset, size)  # type: ignore[return-value]
 
     async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
         if name not in self._names:
@@ -131,6 +172,10 @@ class Floor(pyfuse3.Operations):
     async def readdir(self, fh: int, start: int, token: object) -> None:
         pass
 
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        if self._shards:
+            await trio.to_thread.run_sync(self._shards.commit)
+
     async def statfs(self, ctx: object) -> pyfuse3.StatvfsData:
         answer = pyfuse3.StatvfsData()
         answer.f_bsize = answer.f_frsize = 4096
@@ -140,9 +185,9 @@ class Floor(pyfuse3.Operations):
 
 
 def main() -> None:
-    mode, mountpoint = sys.argv[1:]
+    mode, mountpoint, store = sys.argv[1:]
     options = {*pyfuse3.default_options, "fsname=floor", "subtype=floor"}
-    pyfuse3.init(Floor(mode), mountpoint, options)
+    pyfuse3.init(Floor(mode, store), mountpoint, options)
     try:
         trio.run(serve, mountpoint)
     finally:

@@ -1,4 +1,4 @@
-"""The floor: a bare pyfuse3 mount in a process of its own (`floor_server`), and nothing durable."""
+"""The floors: bare pyfuse3 mounts in a process of their own (`floor_server`)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
-from benchmarks.kinds import Dumping, criu_restore
-from benchmarks.measure import Figures, Stopwatch, run
+from benchmarks.kinds import Dumping, criu_restore, durable, frozen
+from benchmarks.measure import Figures, Stopwatch, run, stored_mib
 from benchmarks.workloads import Process
 
 # Buffers recycled instead of mapped anew, as cedanafs has it: fresh memory would be no floor.
@@ -20,13 +21,16 @@ MALLOC = {
 
 
 class Floor:
-    """`discard` is the floor of a dump; `memory` and `memory-direct` of a restore.
+    """`discard` and `bare-lz4` are floors of a dump; `memory` and `memory-direct` of a restore.
 
     Only what is a floor is told: keeping a dump in memory costs memory, which no store has to.
     """
 
+    MODES: Final = ("discard", "bare-lz4", "memory", "memory-direct")
+
     def __init__(self, mode: str) -> None:
         self._mode = mode
+        self.restores = mode.startswith("memory")
         self._server: subprocess.Popen[str] | None = None
         self._mountpoint = Path()
 
@@ -35,19 +39,23 @@ class Floor:
         assert self._server is not None
         watch = Stopwatch(self._server.pid)
         figures = Dumping(frozenset())(process, self._mountpoint, watch)
-        if self._mode != "discard":
-            return {}
-        return figures | {"cpu_s": watch.cpu_s(), "machine_cpu_s": watch.machine_cpu_s()}
+        match self._mode:
+            case "discard":
+                figures |= {"cpu_s": watch.cpu_s(), "machine_cpu_s": watch.machine_cpu_s()}
+            case "bare-lz4":
+                run("sync", self._mountpoint)
+                figures |= durable(watch) | {"stored_mib": stored_mib(*base.glob("img-*"))}
+            case _:
+                return {}
+        return figures | frozen(self._mountpoint)
 
-    def restore(self, process: Process, base: Path) -> Figures | None:
-        if self._mode == "discard":
-            return None
+    def restore(self, process: Process, base: Path) -> Figures:
         assert self._server is not None
         return criu_restore(process, self._mountpoint, Stopwatch(self._server.pid))
 
     def close(self) -> None:
         if self._server is not None:
-            run("umount", self._mountpoint)
+            run("umount", "--lazy", self._mountpoint)
             if self._server.wait(60):
                 raise RuntimeError(f"{self._mode}: its server ended with {self._server.returncode}")
             self._server = None
@@ -56,7 +64,7 @@ class Floor:
         self._mountpoint = base / "mnt"
         self._mountpoint.mkdir()
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.floor_server", self._mode, self._mountpoint],
+            [sys.executable, "-m", "benchmarks.floor_server", self._mode, self._mountpoint, base],
             stdout=subprocess.PIPE,
             env={**os.environ, **MALLOC},
             text=True,

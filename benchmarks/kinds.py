@@ -1,8 +1,9 @@
 """Who stores the images: plain files, an archive of them, cedanafs. Others: `streamer`, `floors`.
 
-A kind is named by a word: `plain`, `tar-lz4`, `tar-zstd`, `streamer`, `discard`, `memory`,
-`memory-direct`, or CODECxN for cedanafs (`lz4x4`, `zstd:1x8`). What is done differently follows it:
-`lz4x4+durable`, `lz4x4+hook` (barriers while the process is frozen), `plain+v4` (a full log).
+A kind is named by a word: `plain`, `tar-lz4`, `tar-zstd`, `streamer`, `discard`, `bare-lz4`,
+`memory`, `memory-direct`, or CODECxN for cedanafs (`lz4x4`, `zstd:1x8`). What is done differently
+follows it: `lz4x4+durable`, `lz4x4+hook` (barriers while the process is frozen), `plain+v4` (a full
+log).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from benchmarks.measure import Figures, Stopwatch, peak_mib, run, stored_mib
 from benchmarks.workloads import Process
@@ -28,18 +29,21 @@ LOG = "dump.log"
 class Kind(Protocol):
     """One way to store a checkpoint. Each takes a directory of its own, empty, for all it does."""
 
+    restores: bool
+    """Whether `dump` leaves what can be restored."""
+
     def dump(self, process: Process, base: Path) -> Figures:
         """Dump *process*, which runs on, and make it durable."""
 
-    def restore(self, process: Process, base: Path) -> Figures | None:
-        """Bring it back from what `dump` left, after it was killed; None where that is gone."""
+    def restore(self, process: Process, base: Path) -> Figures:
+        """Bring it back from what `dump` left, after it was killed."""
 
     def close(self) -> None:
         """End what still runs or is mounted, also after a failure."""
 
 
 class Dumping:
-    """CRIU's command line for a dump, and what is read off after it."""
+    """CRIU's command line for a dump."""
 
     def __init__(self, changes: frozenset[str]) -> None:
         self._options: list[str | Path] = ["-v4", "-o", LOG] if "v4" in changes else ["-v0"]
@@ -48,11 +52,22 @@ class Dumping:
     def __call__(
         self, process: Process, images: Path, watch: Stopwatch, *more: str | Path
     ) -> Figures:
-        command = ["criu", "dump", "-t", str(process.pid), "-D", images, "--leave-running"]
+        command: list[str | Path] = [
+            "criu",
+            "dump",
+            "-t",
+            str(process.pid),
+            "-D",
+            images,
+            "--leave-running",
+        ]
         run(*command, *self._options, *more)
-        figures = {"criu_s": watch.wall_s()}
-        # Before the clock is read again: it is a small file, and the commit goes on meanwhile.
-        return figures | {"frozen_s": parse_stats(images / "stats-dump").frozen_time_us / 1e6}
+        return {"criu_s": watch.wall_s()}
+
+
+def frozen(images: Path) -> Figures:
+    """How long CRIU says that the process did not run."""
+    return {"frozen_s": parse_stats(images / "stats-dump").frozen_time_us / 1e6}
 
 
 def durable(watch: Stopwatch) -> Figures:
@@ -80,6 +95,8 @@ def criu_restore(process: Process, images: Path, watch: Stopwatch, *more: str | 
 class Plain:
     """Images in a directory, then `sync`."""
 
+    restores = True
+
     def __init__(self, changes: frozenset[str]) -> None:
         self._criu_dump = Dumping(changes)
 
@@ -89,9 +106,9 @@ class Plain:
         watch = Stopwatch()
         figures = self._criu_dump(process, images, watch)
         run("sync", "-f", images)
-        return figures | durable(watch) | {"stored_mib": stored_mib(images)}
+        return figures | durable(watch) | frozen(images) | {"stored_mib": stored_mib(images)}
 
-    def restore(self, process: Process, base: Path) -> Figures | None:
+    def restore(self, process: Process, base: Path) -> Figures:
         return criu_restore(process, base / "images", Stopwatch())
 
     def close(self) -> None:
@@ -101,6 +118,7 @@ class Plain:
 class Archive:
     """Images in a directory, then tar through a compressor into a file, and that synced."""
 
+    restores = True
     COMPRESSORS: Final = {"lz4": ("lz4", "-q", "-1"), "zstd": ("zstd", "-q", "-1", "-T0")}
 
     def __init__(self, program: str) -> None:
@@ -115,11 +133,11 @@ class Archive:
         with archive.open("wb") as out:
             pipe(("tar", "-C", str(images), "-cf", "-", "."), self._compress, stdout=out)
         run("sync", archive)
-        figures |= durable(watch) | {"stored_mib": stored_mib(archive)}
+        figures |= durable(watch) | frozen(images) | {"stored_mib": stored_mib(archive)}
         run("rm", "-r", images)
         return figures
 
-    def restore(self, process: Process, base: Path) -> Figures | None:
+    def restore(self, process: Process, base: Path) -> Figures:
         images = base / "unpacked"
         images.mkdir()
         watch = Stopwatch()
@@ -131,22 +149,28 @@ class Archive:
         pass
 
 
-def pipe(first: tuple[str, ...], second: tuple[str, ...], **ends: object) -> None:
-    """`first | second`, both of which must succeed."""
-    stdin, stdout = ends.get("stdin", subprocess.DEVNULL), ends.get("stdout", subprocess.DEVNULL)
+def pipe(
+    first: tuple[str, ...],
+    second: tuple[str, ...],
+    *,
+    stdin: int | BinaryIO = subprocess.DEVNULL,
+    stdout: int | BinaryIO = subprocess.DEVNULL,
+) -> None:
+    """`first | second`, both of which must succeed. Raises: RuntimeError."""
     with (
         subprocess.Popen(first, stdin=stdin, stdout=subprocess.PIPE) as left,
         subprocess.Popen(second, stdin=left.stdout, stdout=stdout) as right,
     ):
         assert left.stdout is not None
         left.stdout.close()
-    for each in (left, right):
-        if each.returncode:
-            raise RuntimeError(f"{each.args}: exit code {each.returncode}")
+    if left.returncode or right.returncode:
+        raise RuntimeError(f"{first} | {second}: {left.returncode}, {right.returncode}")
 
 
 class Cedanafs:
     """A mount of its own for the dump, and one for the restore; `sync DIR` is the commit."""
+
+    restores = True
 
     def __init__(self, codec: str, shards: int, changes: frozenset[str]) -> None:
         self._options = [f"--stream={shards}", f"--compression={codec}"]
@@ -161,11 +185,10 @@ class Cedanafs:
             watch = Stopwatch(server)
             figures = self._criu_dump(process, checkpoint, watch)
             run("sync", checkpoint)
-            figures |= durable(watch)
-            stored = stored_mib(store / checkpoint.name)
-            return figures | {"dump_peak_mib": peak_mib(server), "stored_mib": stored}
+            figures |= durable(watch) | {"dump_peak_mib": peak_mib(server)}
+            return figures | frozen(checkpoint) | {"stored_mib": stored_mib(store / "ckpt")}
 
-    def restore(self, process: Process, base: Path) -> Figures | None:
+    def restore(self, process: Process, base: Path) -> Figures:
         with self._mounted(base) as (server, checkpoint):
             figures = criu_restore(process, checkpoint, Stopwatch(server))
             return figures | {"restore_peak_mib": peak_mib(server)}
@@ -185,9 +208,11 @@ class Cedanafs:
             if server is None:
                 raise RuntimeError(f"nobody serves {store}: {log.read_text()}")
             yield server, mountpoint / "ckpt"
-        finally:
-            run(*CEDANAFS, "umount", mountpoint)
-            mountpoint.rmdir()
+        except BaseException:
+            run("umount", "--lazy", mountpoint)
+            raise
+        run(*CEDANAFS, "umount", mountpoint)
+        mountpoint.rmdir()
 
 
 CHANGES = {"v4", "hook", "durable"}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -44,20 +47,35 @@ class Stopwatch:
         return commands + (cpu_s(descendants(self._server)) if self._server else 0.0)
 
 
-def run(*command: str | Path, **options: object) -> None:
-    """Run *command*, silently. Raises: RuntimeError with what it said when it failed."""
-    done = subprocess.run(
-        [str(word) for word in command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        **options,  # type: ignore[call-overload]
-    )
-    if done.returncode:
-        words = " ".join(map(str, command))
-        raise RuntimeError(f"{words}: exit code {done.returncode}\n{done.stdout}".rstrip())
+COMMAND_S = 120.0
+"""What takes longer hangs, or is so slow that measuring it takes all day."""
+
+
+def run(*command: str | Path) -> None:
+    """Run *command*, silently. Raises: RuntimeError when it failed, with what it said, or hangs."""
+    words = [str(word) for word in command]
+    shown = " ".join(words)
+    # Into a file: a process that criu restores keeps criu's own output open.
+    with tempfile.TemporaryFile("w+") as said:
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        try:
+            child.wait(COMMAND_S)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"{shown}: still runs after {COMMAND_S:.0f} s") from None
+        finally:
+            if child.poll() is None:
+                end(child.pid)
+                child.wait()
+        if child.returncode:
+            said.seek(0)
+            raise RuntimeError(f"{shown}: exit code {child.returncode}\n{said.read()}".rstrip())
+
+
+def end(pid: int) -> None:
+    """Kill our child *pid* with all that descends from it."""
+    for each in descendants(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
 
 
 def cpu_s(pids: Iterable[int]) -> float:

@@ -54,7 +54,7 @@ def numbers() -> Digest:
     def digest() -> bytes:
         total = hashlib.sha256()
         for array in arrays:
-            total.update(array)
+            total.update(array.data)
         for pair in strings.items():
             total.update("=".join(pair).encode())
         return total.digest()
@@ -68,6 +68,11 @@ def serve(answer: Callable[[int], object]) -> None:
         answer(signal.sigwaitinfo({PING, DIGEST}).si_signo)
 
 
+def serve_pipe(ask: Ask, send_fd: int) -> None:
+    """Answer into a pipe."""
+    serve(lambda number: os.write(send_fd, ask(number)))
+
+
 def tree(processes: int, mib: int) -> Ask:
     """Fork *processes* - 1 others, of *mib* each as the root; returns what asks them all."""
     receive_fd, send_fd = os.pipe()
@@ -76,8 +81,7 @@ def tree(processes: int, mib: int) -> Ask:
         child = os.fork()
         if not child:
             os.close(receive_fd)
-            ask_own = one(mix(mib, mmap.MAP_PRIVATE))
-            serve(lambda number, ask_own=ask_own: os.write(send_fd, ask_own(number)))
+            serve_pipe(one(mix(mib, mmap.MAP_PRIVATE)), send_fd)
         children.append(child)
     own = mix(mib, mmap.MAP_PRIVATE)
 
@@ -104,9 +108,9 @@ def main() -> None:
     values = [int(value) for value in parameters]
     match kind:
         case "private":
-            ask = one(mix(*values, mmap.MAP_PRIVATE))
+            ask = one(mix(values[0], mmap.MAP_PRIVATE))
         case "shared":
-            ask = one(mix(*values, mmap.MAP_SHARED))
+            ask = one(mix(values[0], mmap.MAP_SHARED))
         case "numbers":
             ask = one(numbers())
         case "tree":

@@ -85,7 +85,7 @@ class Experiment:
             for each in self.rounds
             if figure in each.get(kind, {}) and each.get(to, {}).get(figure)
         )
-        return ratios and ratios.median
+        return ratios.median if ratios else None
 
 
 def load(path: Path) -> list[Run]:
@@ -99,11 +99,9 @@ def load(path: Path) -> list[Run]:
 def add(path: Path, run: Run) -> None:
     """Add a run to a file, which is made if it is not there."""
     runs = [*(load(path) if path.exists() else []), run]
-    # A line for each round: small, and a difference can be read.
-    text = json.dumps({"runs": [asdict(each) for each in runs]}, separators=(",", ":"))
-    text = text.replace('{"experiment"', '\n{"experiment"').replace('{"plain":', '\n{"plain":')
+    lines = ",\n".join(json.dumps(asdict(each), separators=(",", ":")) for each in runs)
     new = path.with_name(f"{path.name}.new")
-    new.write_text(text + "\n")
+    new.write_text(f'{{"runs":[\n{lines}\n]}}\n')
     new.rename(path)
 
 

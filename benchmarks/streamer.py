@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.kinds import Dumping, criu_restore, durable
+from benchmarks.kinds import Dumping, criu_restore, durable, frozen
 from benchmarks.measure import Figures, Stopwatch, run, stored_mib
 from benchmarks.workloads import Process
 
@@ -22,6 +22,8 @@ PROGRAM = "criu-image-streamer"
 
 class Streamer:
     """`capture` for the dump, `serve` for the restore."""
+
+    restores = True
 
     def __init__(self, shards: int = 4) -> None:
         self._shards = shards
@@ -34,10 +36,10 @@ class Streamer:
         with self._running("capture", base, images):
             figures = Dumping(frozenset())(process, images, watch, "--stream")
         run("sync", "-f", base)
-        stored = stored_mib(*base.glob("img-*"))
-        return figures | durable(watch) | {"stored_mib": stored}
+        figures |= durable(watch) | frozen(images)
+        return figures | {"stored_mib": stored_mib(*base.glob("img-*"))}
 
-    def restore(self, process: Process, base: Path) -> Figures | None:
+    def restore(self, process: Process, base: Path) -> Figures:
         watch = Stopwatch()
         with self._running("serve", base, base / "images"):
             figures = criu_restore(process, base / "images", watch, "--stream")
@@ -85,4 +87,6 @@ class Streamer:
             progress.read()
             for program in programs:
                 if program.wait(60):
-                    raise RuntimeError(f"{program.args}: exit code {program.returncode}")
+                    raise RuntimeError(
+                        f"{operation}: {program.args!r} ended with {program.returncode}"
+                    )

@@ -42,9 +42,11 @@ class Process(Protocol):
 class Session:
     """The part of a process that has nothing to do with what it is."""
 
-    def __init__(self, command: Sequence[str | Path]) -> None:
+    def __init__(self, command: Sequence[str | Path], executable: str | None = None) -> None:
+        self._command = [str(word) for word in command]
         self._child = subprocess.Popen(
-            [str(word) for word in command],
+            self._command,
+            executable=executable,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -92,7 +94,7 @@ class Program(Session):
 
     def _blocks_signals(self) -> bool:
         if self._child.poll() is not None:
-            raise RuntimeError(f"{' '.join(map(str, self._child.args))} ended at once")
+            raise RuntimeError(f"{' '.join(self._command)} ended at once")
         status = Path(f"/proc/{self.pid}/status").read_text()
         blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk"))
         return bool(int(blocked, 16) & 1 << signal.SIGUSR1 - 1)
@@ -110,7 +112,8 @@ class Redis(Session):
             "enable-debug-command": "yes",
         }
         words = [f"{word}" for k, v in settings.items() for word in (f"--{k}", v)]
-        super().__init__(["redis-server", *words, "--save", "", "--appendonly", "no"])
+        command = ["redis-server", *words, "--save", "", "--appendonly", "no"]
+        super().__init__(command, executable=redis_server())
         wait_for(self._socket.exists, "redis-server's socket")
         redis.fill(self._socket, mib)
 
@@ -120,6 +123,12 @@ class Redis(Session):
 
     def digest(self) -> str:
         return redis.ask(self._socket, "DEBUG", "DIGEST")
+
+
+def redis_server() -> str | None:
+    """The program. Debian's redis-tools has it too, without a service, under another name: which
+    of them it is, it tells by the name that it is called by."""
+    return shutil.which("redis-server") or shutil.which("redis-check-rdb")
 
 
 def wait_for(condition: Callable[[], bool], what: str, pause_s: float = 0.0005) -> None:
@@ -144,8 +153,8 @@ class Workload:
 
 def missing(name: str) -> str | None:
     """What to do so that the workload *name* can run here, if it cannot."""
-    if name == "redis" and not shutil.which("redis-server"):
-        return "redis-server is not on PATH: scripts/setup-system redis-server"
+    if name == "redis" and not redis_server():
+        return "redis-server is not on PATH: scripts/setup-system redis-tools"
     if name == "numbers":
         try:
             import numpy  # noqa: F401
