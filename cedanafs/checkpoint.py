@@ -64,6 +64,7 @@ async def dump(
     name: str | None,
     settings: MountSettings | None,
     report: Report,
+    work_dir: Path | None = None,
 ) -> Path:
     """Dump what *find* returns into *directory*/*name*; returns that path, the checkpoint.
 
@@ -71,7 +72,7 @@ async def dump(
     store is not used); None: plain CRIU images. When this returns the checkpoint is durable; unless
     the tasks were left running, it was so before they died. When it raises they run on, and nothing
     of the dump is left, but for a commit whose last fsync failed though it is whole: what says it
-    is complete is not removed.
+    is complete is not removed. CRIU's logs go to *work_dir* if one is given, and stay there.
     Raises: UsageError, StoreError, CriuError, MachineError.
     """
     check_machine()
@@ -80,13 +81,13 @@ async def dump(
         name = f"dump-{target.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not name or "/" in name or name in (".", "..") or name.startswith(".cedanafs"):
         raise UsageError(f"--name {name!r}: a checkpoint's name is one path component")
-    with _work_dir("cedanafs-dump-") as work_dir:
+    with _logs_in(work_dir, "cedanafs-dump-") as logs:
         committed = None
         try:
             async with images_of_dump(directory, name, settings, target.pid) as images:
-                await _dump_into(images, target, work_dir, report)
+                await _dump_into(images, target, logs, report)
                 committed = images.kept_at
-                await trio.to_thread.run_sync(_keep_logs, work_dir, images.path)
+                await trio.to_thread.run_sync(_keep_logs, logs, images.path)
                 await images.commit()
         except Exception as exc:
             if committed is None:
@@ -167,22 +168,23 @@ async def restore(
     stream: int | None,
     defaults: Defaults,
     report: Report,
+    work_dir: Path | None = None,
 ) -> int:
     """Restore the checkpoint or plain image directory at *path*; returns the root task's pid.
 
     What *find* returns does it. *stream* is checked against the number of shards there;
-    *defaults* say how it is mounted.
+    *defaults* say how it is mounted. CRIU's logs go to *work_dir* if one is given.
     Raises: UsageError, CheckpointError, StoreError, CriuError, MachineError.
     """
     check_machine()
     target = find()
-    with _work_dir("cedanafs-restore-") as work_dir:
+    with _logs_in(work_dir, "cedanafs-restore-") as logs:
         async with (
             images_of_restore(path, stream, defaults) as images,
             report.watch(f"restoring {path}", images.done_bytes, None),
         ):
             try:
-                pid = await target.restore(images.path, work_dir)
+                pid = await target.restore(images.path, logs)
             except CedanaFsError as exc:
                 if (found := images.damage()) is not None:
                     raise found from exc
@@ -192,15 +194,20 @@ async def restore(
 
 
 @contextmanager
-def _work_dir(prefix: str) -> Iterator[Path]:
-    """A local directory for CRIU's log; it stays where CRIU failed, whose error names it."""
-    work_dir = Path(tempfile.mkdtemp(prefix=prefix))
-    keep = False
+def _logs_in(given: Path | None, prefix: str) -> Iterator[Path]:
+    """A local directory for CRIU's log: *given*, or one of our own.
+
+    That stays only where CRIU failed, whose error names it.
+    """
+    if given is not None and not given.is_dir():
+        raise UsageError(f"--work-path {given} is not a directory: mkdir it")
+    work_dir = given.absolute() if given else Path(tempfile.mkdtemp(prefix=prefix))
+    keep = given is not None
     try:
         yield work_dir
     except BaseException as exc:
         error = the_error(exc)
-        keep = isinstance(error, CriuError)
+        keep = keep or isinstance(error, CriuError)
         if isinstance(error, CedanaFsError):
             raise error from error.__cause__
         raise

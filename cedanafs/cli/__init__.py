@@ -8,7 +8,7 @@ import sys
 import click
 
 from cedanafs import __version__, errors, log
-from cedanafs.cli import check, look, mounts, pack, process
+from cedanafs.cli import check, look, mounts, pack, process, runc
 from cedanafs.cli.common import exit_code, in_words
 
 
@@ -28,6 +28,8 @@ cedanafs.add_command(mounts.umount)
 cedanafs.add_command(mounts.commit)
 cedanafs.add_command(process.dump)
 cedanafs.add_command(process.restore)
+process.dump.add_command(runc.dump_runc)
+process.restore.add_command(runc.restore_runc)
 cedanafs.add_command(look.list_)
 cedanafs.add_command(look.inspect)
 cedanafs.add_command(look.verify)

@@ -149,3 +149,32 @@ def running_total(show: Callable[[int], None]) -> Callable[[int], None]:
         show(done)
 
     return add
+
+
+def json_object(text: str | None) -> Mapping[str, object]:
+    """What --criu-opts says; nothing where it was not given. Raises: UsageError."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as exc:
+        raise errors.UsageError(f"--criu-opts is not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise errors.UsageError('--criu-opts is not a JSON object: write {"tcp-close": true}')
+    return value
+
+
+def make_default_directory(directory: Path) -> None:
+    """The store that is used where none was named. Raises: StoreError."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise errors.StoreError(f"cannot make {directory}: {exc.strerror}") from exc
+
+
+def write_pid(pid_file: Path, pid: int) -> None:
+    """Of what was restored. Raises: StoreError."""
+    try:
+        pid_file.write_text(f"{pid}\n")
+    except OSError as exc:
+        raise errors.StoreError(
+            f"process {pid} is restored, but {pid_file} cannot be written: {exc.strerror}"
+        ) from exc

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,14 +15,16 @@ from cedanafs.cli.common import (
     SIZE,
     PathArgument,
     given,
+    json_object,
+    make_default_directory,
     run,
     store_timeout_option,
     stream_options,
+    write_pid,
 )
 from cedanafs.criu.attach import stay_attached
 from cedanafs.criu.options import CGROUP_MODES, DumpOptions, InheritedFd, RestoreOptions
 from cedanafs.criu.process import DumpedProcess, RunningProcess
-from cedanafs.errors import StoreError, UsageError
 from cedanafs.progress import TerminalReport
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -108,12 +109,12 @@ def dump_process(
         criu_binary=criu_binary,
     )
     if directory is None:
-        _make_default_directory(defaults.dir)
+        make_default_directory(defaults.dir)
     settings = defaults.mount_settings(defaults.dir) if defaults.stream else None
     options = DumpOptions(
         pid=pid,
         leave_running=defaults.leave_running,
-        criu_opts=_json_object(criu_opts),
+        criu_opts=json_object(criu_opts),
         **flags,
     )
     path = run(
@@ -162,7 +163,7 @@ def restore_process(
     options = RestoreOptions(
         attach=attach,
         inherit_fd=tuple(InheritedFd.parse(each) for each in inherit_fd),
-        criu_opts=_json_object(criu_opts),
+        criu_opts=json_object(criu_opts),
         **flags,
     )
     pid = run(
@@ -177,36 +178,10 @@ def restore_process(
 
     def tell() -> None:
         if pid_file is not None:
-            _write_pid(pid_file, pid)
+            write_pid(pid_file, pid)
         click.echo(pid)
         sys.stdout.flush()
 
     if attach:
         sys.exit(trio.run(stay_attached, pid, tell, not options.leave_stopped))
     tell()
-
-
-def _json_object(text: str | None) -> Mapping[str, object]:
-    try:
-        value = json.loads(text or "{}")
-    except ValueError as exc:
-        raise UsageError(f"--criu-opts is not JSON: {exc}") from exc
-    if not isinstance(value, dict):
-        raise UsageError('--criu-opts is not a JSON object: write {"tcp-close": true}')
-    return value
-
-
-def _make_default_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as exc:
-        raise StoreError(f"cannot make {directory}: {exc.strerror}") from exc
-
-
-def _write_pid(pid_file: Path, pid: int) -> None:
-    try:
-        pid_file.write_text(f"{pid}\n")
-    except OSError as exc:
-        raise StoreError(
-            f"process {pid} is restored, but {pid_file} cannot be written: {exc.strerror}"
-        ) from exc

@@ -190,24 +190,25 @@ async def _check_end(end: Finished | Hangup, worker: Worker, what: str, log_path
         return end
     with trio.CancelScope(shield=True):
         await worker.bury()
-        error = await trio.to_thread.run_sync(_first_error, log_path)
-    if error is not None:
-        advice = logfile.advice(error.line)
-        reason = f"{error.line} ({advice})" if advice else error.line
-        for line in error.context:
-            log.debug("%s: %s", log_path.name, line)
-    else:
-        reason = worker.said().partition("\n")[0] or "it gives no reason"
+        reason = await trio.to_thread.run_sync(reason_in, log_path)
+    reason = reason or worker.said().partition("\n")[0] or "it gives no reason"
     how = "failed to" if isinstance(end, Finished) else "ended without an answer when it was to"
     raise CriuError(f"criu {how} {what}: {reason}; log: {log_path}")
 
 
-def _first_error(log_path: Path) -> logfile.LogError | None:
+def reason_in(log_path: Path) -> str | None:
+    """The first error that matters in CRIU's log, and what to do about it. Blocks."""
     try:
         with log_path.open(errors="replace") as log_file:
-            return logfile.first_error(log_file.read(_LOG_BYTES_MAX))
+            error = logfile.first_error(log_file.read(_LOG_BYTES_MAX))
     except OSError:
         return None
+    if error is None:
+        return None
+    for line in error.context:
+        log.debug("%s: %s", log_path.name, line)
+    advice = logfile.advice(error.line)
+    return f"{error.line} ({advice})" if advice else error.line
 
 
 def _check_hooks(hooks: Hooks) -> None:
