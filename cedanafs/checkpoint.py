@@ -53,6 +53,10 @@ class Dumpable(Protocol):
 class Restorable(Protocol):
     """What brings a dump back."""
 
+    @property
+    def as_other_users(self) -> bool:
+        """Whether images are opened by users other than ours."""
+
     async def restore(self, images_dir: Path, work_dir: Path) -> int:
         """As `driver.restore` does; returns the root task's pid."""
 
@@ -180,7 +184,7 @@ async def restore(
     target = find()
     with _logs_in(work_dir, "cedanafs-restore-") as logs:
         async with (
-            images_of_restore(path, stream, defaults) as images,
+            images_of_restore(path, stream, defaults, for_others=target.as_other_users) as images,
             report.watch(f"restoring {path}", images.done_bytes, None),
         ):
             try:

@@ -63,6 +63,7 @@ class MountSettings:
     `quiet_s` is how long after its last writer closed a checkpoint commits itself; None: never.
     `store_timeout_s` is how long the store may do nothing at all before those who wait for it
     get an error; 0: for ever. With `durable` a dump's last writes wait until all is durable.
+    `root_mode` are the permissions of the mount's root, which are not kept in the store.
     """
 
     store: Path
@@ -74,6 +75,7 @@ class MountSettings:
     quiet_s: float | None = QUIET_S
     store_timeout_s: float = DEFAULT_STORE_TIMEOUT_S
     durable: bool = False
+    root_mode: int = 0o700
 
     def __post_init__(self) -> None:
         if not 1 <= self.shards <= MAX_SHARDS:

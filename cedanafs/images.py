@@ -143,10 +143,12 @@ async def _own_mount(path: Path, settings: MountSettings) -> AsyncIterator[Image
 
 @asynccontextmanager
 async def images_of_restore(
-    path: Path, stream: int | None, defaults: Defaults
+    path: Path, stream: int | None, defaults: Defaults, *, for_others: bool = False
 ) -> AsyncIterator[Images]:
     """The directory to restore from; *stream* is checked against the number of shards there.
 
+    A mount of our own lets other users open images by a descriptor of it, when it is *for_others*;
+    by its path nobody gets there but us.
     Raises: UsageError, CheckpointError, StoreError, MachineError.
     """
     mount = mount_holding(path)
@@ -161,9 +163,17 @@ async def images_of_restore(
         opened = await trio.to_thread.run_sync(open_checkpoint, path)
         opened.close()
         require_complete(opened)
-        settings = replace(defaults, stream=shards).mount_settings(path.resolve(), read_only=True)
-        mountpoint = _new_mountpoint()
+        settings = replace(defaults, stream=shards).mount_settings(
+            path.resolve(),
+            read_only=True,
+            allow_other=for_others,
+            root_mode=0o711 if for_others else 0o700,
+        )
+        private = mountpoint = _new_mountpoint()
         try:
+            if for_others:
+                mountpoint = private / "images"
+                mountpoint.mkdir()
             async with mounted(settings, mountpoint) as filesystem:
                 yield Images(
                     mountpoint,
@@ -175,6 +185,7 @@ async def images_of_restore(
         finally:
             with suppress(OSError):
                 mountpoint.rmdir()
+                private.rmdir()
     elif await trio.to_thread.run_sync((path / INVENTORY).exists):
         yield Images(path, path, streamed=mount is not None, done_bytes=lambda: 0)
     else:

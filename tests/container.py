@@ -11,25 +11,42 @@ import json
 import os
 import subprocess
 import uuid
+from collections.abc import Collection
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from host import Done, Host, poll
+
+OTHERS: Final = 100_000
+"""Who root of a user namespace is outside of it."""
 
 _PROGRAM: Final = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 0.02; done"
 
 
 class Container:
-    """Runs from its making to the end of the block; *criu_config* is a file of CRIU's options."""
+    """Runs from its making to the end of the block.
 
-    def __init__(self, host: Host, criu_binary: str, criu_config: str = "") -> None:
+    It has a pid, mount, ipc and uts namespace, and those in *namespaces*. *criu_config* is a file
+    of CRIU's options, None: what runc's own file says. With a user namespace the *bundle*, a
+    directory, must be one that others can reach.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        criu_binary: str,
+        criu_config: str | None = "",
+        *,
+        namespaces: Collection[str] = (),
+        bundle: Path | None = None,
+    ) -> None:
         self.id = f"cedanafs-{uuid.uuid4().hex[:8]}"
         self._host = host
-        self._bundle = host.make("bundle")
+        self.bundle = self._bundle = bundle or host.make("bundle")
         self._work = host.make("criu-work")
         self._path = f"{Path(criu_binary).parent}:{os.environ['PATH']}"
         self._counter = self._bundle / "rootfs/count"
-        self._make_bundle(criu_config)
+        self._make_bundle(criu_config, namespaces)
 
     def __enter__(self) -> Self:
         # Its streams must be no files of the host, and no pipes that wait for their end.
@@ -48,17 +65,18 @@ class Container:
     def __exit__(self, *_: object) -> None:
         self._runc("delete", "--force", self.id)
 
-    def checkpoint(self, images: Path, *options: str) -> Done:
-        return self._runc(
-            "checkpoint", "--image-path", images, "--work-path", self._work, *options, self.id
-        )
+    def checkpoint(self, images: Path, *options: str, work_path: bool = True) -> Done:
+        """Without *work_path* CRIU's log goes to the images."""
+        work = ["--work-path", self._work] if work_path else []
+        return self._runc("checkpoint", "--image-path", images, *work, *options, self.id)
 
-    def restore(self, images: Path) -> None:
+    def restore(self, images: Path, *, work_path: bool = True) -> None:
+        work = ["--work-path", self._work] if work_path else []
         with open(os.devnull, "r+b") as null:
             subprocess.run(
                 [
                     "runc", "restore", "-d", "-b", self._bundle,
-                    "--image-path", images, "--work-path", self._work, self.id,
+                    "--image-path", images, *work, self.id,
                 ],
                 stdin=null,
                 stdout=null,
@@ -76,29 +94,42 @@ class Container:
         poll(lambda: self.count() > before, "counting")
 
     def is_running(self) -> bool:
+        return self.state().get("status") == "running"
+
+    def state(self) -> dict[str, Any]:
+        """What `runc state` says; nothing where there is no such container."""
         done = self._runc("state", self.id)
-        return done.code == 0 and json.loads(done.stdout)["status"] == "running"
+        return dict(json.loads(done.stdout)) if done.code == 0 else {}
 
     def _runc(self, *arguments: object) -> Done:
         return self._host.shell("runc", *arguments, env={"PATH": self._path})
 
-    def _make_bundle(self, criu_config: str) -> None:
-        binaries = self._bundle / "rootfs/bin"
-        binaries.mkdir(parents=True)
-        (self._bundle / "rootfs/proc").mkdir()
-        self._host.stock("cp", "/bin/busybox", binaries)
+    def _make_bundle(self, criu_config: str | None, namespaces: Collection[str]) -> None:
+        rootfs = self._bundle / "rootfs"
+        (rootfs / "bin").mkdir(parents=True)
+        (rootfs / "proc").mkdir()
+        self._host.stock("cp", "/bin/busybox", rootfs / "bin")
         for name in ("sh", "sleep"):
-            (binaries / name).symlink_to("busybox")
-        config_file = self._bundle / "criu.conf"
-        config_file.write_text(criu_config)
+            (rootfs / "bin" / name).symlink_to("busybox")
         self._host.stock("runc", "spec", cwd=self._bundle)
         path = self._bundle / "config.json"
         config = json.loads(path.read_text())
         config["process"] |= {"terminal": False, "args": ["/bin/sh", "-c", _PROGRAM]}
         config["process"].pop("rlimits", None)
         config["root"]["readonly"] = False
-        config["annotations"] = {"org.criu.config": str(config_file)}
-        config["linux"]["namespaces"] = [
-            each for each in config["linux"]["namespaces"] if each["type"] != "network"
-        ]
+        if criu_config is not None:
+            config_file = self._bundle / "criu.conf"
+            config_file.write_text(criu_config)
+            config["annotations"] = {"org.criu.config": str(config_file)}
+        linux = config["linux"]
+        linux["namespaces"] = [
+            each for each in linux["namespaces"] if each["type"] not in ("network", "user")
+        ] + [{"type": each} for each in namespaces]
+        if "user" in namespaces:
+            mapping = [{"containerID": 0, "hostID": OTHERS, "size": 65536}]
+            linux |= {"uidMappings": mapping, "gidMappings": mapping}
+            config["mounts"] = [
+                each for each in config["mounts"] if each["type"] not in ("sysfs", "cgroup")
+            ]
+            self._host.stock("chown", "-R", f"{OTHERS}:{OTHERS}", rootfs)
         path.write_text(json.dumps(config))

@@ -68,6 +68,10 @@ class DumpedProcess:
         """Raises: MachineError without a criu."""
         return cls(options, find_criu(criu_binary))
 
+    @property
+    def as_other_users(self) -> bool:
+        return False
+
     async def restore(self, images_dir: Path, work_dir: Path) -> int:
         options = self.options
         if options.attach:

@@ -130,7 +130,12 @@ class RunningContainer:
             raise UsageError(f"container {container!r} is {state['status']}, not running")
         pid = int(state["pid"])
         tree.check_can_dump(pid)
-        found = cls(runc, container, pid, DumpOptions(pid, leave_running, criu_opts=options))
+        found = cls(
+            runc,
+            container,
+            pid,
+            DumpOptions(pid=pid, leave_running=leave_running, criu_opts=options),
+        )
         arguments_for(found.options, [find_script()])
         return found
 
@@ -153,7 +158,7 @@ class RunningContainer:
         async with answering(on_notify.get(STAGE, trio.lowlevel.checkpoint)) as asked:
             flags, config = arguments_for(self.options, [find_script()] if on_notify else [])
             env = self.runc.environment(_written(work_dir, config)) | dict(asked.environment)
-            arguments = [*flags, f"--image-path={images_dir}"]
+            arguments = [*flags, _image_path(images_dir)]
             process = await self.runc.run("checkpoint", self.id, arguments, work_dir, env)
             try:
                 await process.wait()
@@ -177,6 +182,8 @@ class DumpedContainer:
     bundle: Path
     options: RestoreOptions
     console_socket: Path | None
+    as_other_users: bool
+    """A user namespace: its root, who opens the images, is not root here."""
 
     @classmethod
     def find(
@@ -191,14 +198,28 @@ class DumpedContainer:
     ) -> Self:
         """*options* as for a dump. Raises: UsageError when that cannot be; MachineError."""
         runc = Runc.find(root, criu_binary)
-        if not (bundle / "config.json").is_file():
-            raise UsageError(f"--bundle {bundle}: no config.json in it, so it is no bundle")
+        try:
+            config = json.loads((bundle / "config.json").read_bytes())
+            namespaces = {each["type"] for each in config["linux"]["namespaces"]}
+        except OSError:
+            raise UsageError(
+                f"--bundle {bundle}: no config.json in it, so it is no bundle"
+            ) from None
+        except (ValueError, LookupError, TypeError) as exc:
+            raise UsageError(f"--bundle {bundle}: its config.json makes no sense: {exc!r}") from exc
         if (state := runc.state(container)) is not None:
             raise UsageError(
                 f"runc has a container {container!r} already, it is {state['status']}: "
                 "runc delete it, or choose another name"
             )
-        found = cls(runc, container, bundle, RestoreOptions(criu_opts=options), console_socket)
+        found = cls(
+            runc,
+            container,
+            bundle,
+            RestoreOptions(criu_opts=options),
+            console_socket,
+            as_other_users="user" in namespaces,
+        )
         arguments_for(found.options, [])
         return found
 
@@ -209,7 +230,7 @@ class DumpedContainer:
         arguments = [
             *flags,
             "--detach",
-            f"--image-path={images_dir}",
+            _image_path(images_dir),
             f"--bundle={self.bundle}",
             f"--pid-file={pid_file}",
             *([f"--console-socket={self.console_socket}"] if self.console_socket else []),
@@ -227,6 +248,10 @@ class DumpedContainer:
         if process.returncode != 0:
             raise _failure("restore", self.id, work_dir, driver.RESTORE_LOG)
         return int(await trio.to_thread.run_sync(pid_file.read_text))
+
+
+def _image_path(images_dir: Path) -> str:
+    return f"--image-path={images_dir.absolute()}"  # runc works in the bundle
 
 
 def _written(work_dir: Path, config: str) -> Path:

@@ -53,7 +53,7 @@ class Filesystem:
         self, settings: MountSettings, lanes: Lanes, reader: Reader, nursery: trio.Nursery
     ) -> None:
         self.settings = settings
-        self.names = Namespace(settings.store)
+        self.names = Namespace(settings.store, settings.root_mode)
         self._patience = Patience(lanes, reader, settings.store_timeout_s, nursery)
         self.checkpoints = Checkpoints(settings, self.names, lanes, self._patience, nursery)
         self.directories = Directories(self.names, self.checkpoints, self._patience)

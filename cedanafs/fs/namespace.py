@@ -164,10 +164,11 @@ class Attributes:
 class Namespace:
     """The inodes in use."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, root_mode: int = 0o700) -> None:
         self._numbers = itertools.count(ROOT)
         self._nodes: dict[Inode, Node] = {}
         self.root = self.add_directory(root, None)
+        self.root.mode = root_mode
 
     def __getitem__(self, inode: int) -> Node:
         """Raises: KeyError when there is no such inode (any more)."""

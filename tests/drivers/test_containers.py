@@ -1,0 +1,141 @@
+"""runc, on a mount as on any directory, and `cedanafs dump runc`, `restore runc` over it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from container import Container
+from host import Host
+
+
+def goes_on(container: Container, counted: int) -> None:
+    """It was restored, and counts where it was when it was dumped."""
+    container.wait_counting()
+    assert container.count() > counted
+
+
+@pytest.fixture
+def open_bundle() -> Iterator[Path]:
+    """A directory that other users can reach."""
+    with tempfile.TemporaryDirectory() as name:
+        bundle = Path(name)
+        bundle.chmod(0o755)
+        yield bundle
+
+
+@pytest.mark.parametrize("work_path", [True, False], ids=["work path", "no work path"])
+def test_runc_itself_on_a_mount(host: Host, store: Path, criu_binary: str, work_path: bool) -> None:
+    with Container(host, criu_binary, namespaces=["network"]) as container:
+        with host.mounted(store) as mnt:
+            first = container.checkpoint(mnt / "a", "--leave-running", work_path=work_path)
+            assert first.code == 0, first
+            goes_on(container, container.count())
+            last = container.checkpoint(mnt / "b", work_path=work_path)
+            assert last.code == 0, last
+            counted = container.count()
+            assert not container.state()
+        for name in ("a", "b"):
+            assert "every byte is right" in host.ok("verify", store / name).stdout
+        with host.mounted(store) as mnt:
+            assert (mnt / "b/dump.log").exists() != work_path
+            container.restore(mnt / "b", work_path=work_path)
+            goes_on(container, counted)
+
+
+def test_user_namespace(host: Host, store: Path, criu_binary: str, open_bundle: Path) -> None:
+    """Its root is nobody here, and opens the images."""
+    with Container(
+        host, criu_binary, namespaces=["network", "user"], bundle=open_bundle
+    ) as container:
+        host.ok("dump", "runc", container.id, "--dir", store, "--name", "a")
+        counted = container.count()
+        host.ok(
+            "restore", "runc", container.id, "--path", store / "a", "--bundle", container.bundle
+        )
+        goes_on(container, counted)
+        with host.mounted(store, "--allow-other") as mnt:
+            done = container.checkpoint(mnt / "b")
+            assert done.code == 0, done
+            counted = container.count()
+            host.stock("chmod", "711", mnt, mnt / "b")
+            container.restore(mnt / "b")
+            goes_on(container, counted)
+
+
+@pytest.mark.parametrize("shards", [3, 0], ids=["streamed", "plain"])
+def test_dump_and_restore(host: Host, store: Path, criu_binary: str, shards: int) -> None:
+    logs = host.make("logs")
+    options = ("--stream", shards, "--work-path", logs)
+    with Container(host, criu_binary) as container:
+        kept = host.ok(
+            "dump", "runc", container.id, "--dir", store, "-n", shards, "--leave-running"
+        )
+        goes_on(container, container.count())
+        first = Path(kept.last_line)
+        assert first.parent == store
+        assert first.name.startswith(f"dump-runc-{container.id}-")
+
+        done = host.ok(
+            "dump", "runc", container.id, "--dir", store, "--name", "x", *options,
+            "--criu-opts", '{"ghost-limit": 4096}', "--link-remap", "--file-locks",
+        )  # fmt: skip
+        assert done.last_line == str(store / "x")
+        counted = container.count()
+        assert not container.state()
+        assert "finished successfully" in (logs / "dump.log").read_text()
+        config = (logs / "criu.conf").read_text()
+        assert {"ghost-limit 4096", "link-remap"} <= set(config.splitlines())
+
+        restored = host.ok(
+            "restore", "runc", container.id, "--path", store / "x", "-b", container.bundle,
+            "--pid-file", host.base / "pid", "--work-path", logs,
+            "--link-remap", "--file-locks",
+        )  # fmt: skip
+        goes_on(container, counted)
+        assert int(restored.last_line) == container.state()["pid"]
+        assert (host.base / "pid").read_text() == f"{restored.last_line}\n"
+        assert "finished successfully" in (logs / "restore.log").read_text()
+
+
+def test_into_a_mount_that_is_there(host: Host, store: Path, criu_binary: str) -> None:
+    with Container(host, criu_binary) as container, host.mounted(store) as mnt:
+        for directory in (store, mnt):  # the store is written to through its mount
+            path = host.ok("dump", "runc", container.id, "--dir", directory, "--name", "x")
+            assert path.last_line == str(mnt / "x")
+            counted = container.count()
+            host.ok("restore", "runc", container.id, "--path", mnt / "x", "-b", container.bundle)
+            goes_on(container, counted)
+
+
+def test_what_cannot_be_is_one_line(host: Host, store: Path, criu_binary: str) -> None:
+    with Container(host, criu_binary) as container:
+        dump = ("dump", "runc", "--dir", store)
+        host.refused(2, *dump, "nobody", match="runc knows no container 'nobody'")
+        host.refused(2, *dump, container.id, "--root", host.make("r"), match="no container")
+        host.refused(
+            2, *dump, container.id, "--criu-opts", '{"root": "/"}', match="set by runc itself"
+        )
+        host.refused(2, *dump, container.id, "--work-path", "/nowhere", match="--work-path")
+        assert not list(store.iterdir())
+        assert container.is_running()
+
+        host.ok(*dump, container.id, "--name", "x", "--leave-running", "--tcp-close")
+        restore = ("restore", "runc", "--path", store / "x", "--bundle")
+        host.refused(2, *restore, store, container.id, match="it is no bundle")
+        host.refused(2, *restore, container.bundle, container.id, match="already, it is running")
+
+
+def test_criu_own_reason_and_its_log(host: Host, store: Path, criu_binary: str) -> None:
+    with Container(host, criu_binary) as container:
+        host.ok("dump", "runc", container.id, "--dir", store, "--name", "x", "--tcp-close")
+        restore = ("restore", "runc", container.id, "--path", store / "x", "-b", container.bundle)
+        line = host.refused(5, *restore, match="Need to set the --tcp-close option")
+        log = Path(line.rpartition("log: ")[2])
+        assert log.name == "restore.log"
+        assert "Error" in log.read_text()
+        host.stock("rm", "-r", log.parent)
+        host.ok(*restore, "--tcp-close")
+        container.wait_counting()
