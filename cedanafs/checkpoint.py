@@ -24,6 +24,7 @@ from cedanafs.errors import (
 )
 from cedanafs.fs.mount import check_machine
 from cedanafs.images import Images, images_of_dump, images_of_restore
+from cedanafs.lazy import PageServer
 from cedanafs.progress import Report, human
 
 
@@ -173,18 +174,27 @@ async def restore(
     defaults: Defaults,
     report: Report,
     work_dir: Path | None = None,
+    pages: PageServer | None = None,
+    wait: bool = False,
 ) -> int:
     """Restore the checkpoint or plain image directory at *path*; returns the root task's pid.
 
     What *find* returns does it. *stream* is checked against the number of shards there;
-    *defaults* say how it is mounted. CRIU's logs go to *work_dir* if one is given.
+    *defaults* say how it is mounted. CRIU's logs go to *work_dir* if one is given. With *pages*,
+    which serve its memory then, the restore is lazy; *wait* until all of that has arrived.
     Raises: UsageError, CheckpointError, StoreError, CriuError, MachineError.
     """
     check_machine()
     target = find()
-    with _logs_in(work_dir, "cedanafs-restore-") as logs:
+    others = target.as_other_users
+    its_images = (
+        pages.images(path)
+        if pages
+        else images_of_restore(path, stream, defaults, for_others=others)
+    )
+    with _logs_in(pages.work_dir if pages else work_dir, "cedanafs-restore-") as logs:
         async with (
-            images_of_restore(path, stream, defaults, for_others=target.as_other_users) as images,
+            its_images as images,
             report.watch(f"restoring {path}", images.done_bytes, None),
         ):
             try:
@@ -193,6 +203,10 @@ async def restore(
                 if (found := images.damage()) is not None:
                     raise found from exc
                 raise
+            if pages is not None:
+                await pages.hand_over(pid)
+                if wait:
+                    await pages.all_arrived()
     report.say(f"restored process {pid}")
     return pid
 

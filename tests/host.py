@@ -229,6 +229,10 @@ class Host:
             if b"--foreground" in (words := _words(pid)) and os.fsencode(mountpoint) in words
         ]
 
+    def running(self, word: str) -> list[int]:
+        """The processes of this test's commands that have *word* among their arguments."""
+        return [pid for pid in self._processes() if word.encode() in _words(pid)]
+
     def wait_for_servers(self, mountpoint: Path) -> None:
         """Wait until nobody serves *mountpoint* any more."""
         poll(lambda: not self.servers(mountpoint), "the server's end")

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 import click
 import trio
 
-from cedanafs import errors
+from cedanafs import errors, log
 from cedanafs.config import (
     DEFAULT_COMPRESSION,
     DEFAULT_STORE_TIMEOUT_S,
@@ -33,6 +33,8 @@ EXIT_CODES: Final[Mapping[type[errors.CedanaFsError], int]] = {
     errors.MachineError: 6,
 }
 """0 done, 1 failed otherwise; see docs/cli.md."""
+
+DEFAULT_LOG: Final = Path("/var/log/cedanafs.log")
 
 PathArgument: Final = click.Path(path_type=Path)
 
@@ -128,6 +130,13 @@ def run(work: Callable[[], Awaitable[T]]) -> T:
         return result
 
     return trio.run(interruptible)
+
+
+def run_in_background(log_file: Path, work: Callable[[], Awaitable[None]]) -> None:
+    """`run` where nobody looks at stderr."""
+    verbose = click.get_current_context().find_root().params["verbose"]
+    log.to_file(log_file, verbose)
+    run(work)
 
 
 async def _interrupt_at(signals: AsyncIterator[int]) -> None:

@@ -6,13 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
 
 import click
 import trio
 
 from cedanafs import errors, log
 from cedanafs.cli.common import (
+    DEFAULT_LOG,
     EXIT_CODES,
     PathArgument,
     exit_code,
@@ -23,8 +23,6 @@ from cedanafs.cli.common import (
 from cedanafs.config import MountSettings
 from cedanafs.fs.mount import check_before_mounting, mounted, until_stopped
 from cedanafs.fs.mounts import mount_holding, unmount
-
-DEFAULT_LOG: Final = Path("/var/log/cedanafs.log")
 
 
 @click.command()

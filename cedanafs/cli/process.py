@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,12 +14,14 @@ import trio
 
 from cedanafs import checkpoint
 from cedanafs.cli.common import (
+    DEFAULT_LOG,
     SIZE,
     PathArgument,
     given,
     json_object,
     make_default_directory,
     run,
+    run_in_background,
     store_timeout_option,
     stream_options,
     write_pid,
@@ -25,6 +29,8 @@ from cedanafs.cli.common import (
 from cedanafs.criu.attach import stay_attached
 from cedanafs.criu.options import CGROUP_MODES, DumpOptions, InheritedFd, RestoreOptions
 from cedanafs.criu.process import DumpedProcess, RunningProcess
+from cedanafs.errors import UsageError
+from cedanafs.lazy import PageServer, page_server
 from cedanafs.progress import TerminalReport
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -140,6 +146,9 @@ def dump_process(
     help="Stay its parent: our streams for its pipes, our signals to it, its exit status ours.",
 )  # fmt: skip
 @click.option("--inherit-fd", multiple=True, metavar="fd[N]:RES", help="Our descriptor N for RES.")
+@click.option("--lazy", is_flag=True, help="Let it run at once; its memory comes as it is used.")
+@click.option("--wait", is_flag=True, help="With --lazy: return when all memory has come.")
+@click.option("--log-file", type=PathArgument, help=f"With --lazy: its log [{DEFAULT_LOG}].")
 @click.option("--leave-stopped", is_flag=True, help="Leave it stopped (SIGCONT starts it).")
 @click.option("--pid-file", type=PathArgument, help="Write the restored pid here.")
 @store_timeout_option
@@ -149,6 +158,9 @@ def restore_process(
     stream: int | None,
     attach: bool,
     inherit_fd: tuple[str, ...],
+    lazy: bool,
+    wait: bool,
+    log_file: Path | None,
     pid_file: Path | None,
     store_timeout: float | None,
     criu_opts: str | None,
@@ -162,19 +174,30 @@ def restore_process(
     defaults = given(criu_binary=criu_binary, store_timeout=store_timeout)
     options = RestoreOptions(
         attach=attach,
+        lazy=lazy,
         inherit_fd=tuple(InheritedFd.parse(each) for each in inherit_fd),
         criu_opts=json_object(criu_opts),
         **flags,
     )
-    pid = run(
-        lambda: checkpoint.restore(
-            lambda: DumpedProcess.find(options, defaults.criu_binary),
-            path=path,
-            stream=stream or None,
-            defaults=defaults,
-            report=TerminalReport(),
+    serving: AbstractContextManager[PageServer | None] = nullcontext()
+    if lazy:
+        serving = page_server(
+            path, stream or None, defaults, partial(run_in_background, log_file or DEFAULT_LOG)
         )
-    )
+    elif wait or log_file is not None:
+        raise UsageError("--wait and --log-file go with --lazy")
+    with serving as pages:
+        pid = run(
+            lambda: checkpoint.restore(
+                lambda: DumpedProcess.find(options, defaults.criu_binary),
+                path=path,
+                stream=stream or None,
+                defaults=defaults,
+                report=TerminalReport(),
+                pages=pages,
+                wait=wait,
+            )
+        )
 
     def tell() -> None:
         if pid_file is not None:

@@ -32,6 +32,7 @@ OWNED: Final = frozenset(
         "inherit_fd",
         "status_fd",
         "pidfd_store_sk",
+        "lazy_pages",
     }
 )
 
@@ -116,6 +117,7 @@ class RestoreOptions(CommonOptions):
 
     leave_stopped: bool = False
     attach: bool = False
+    lazy: bool = False
     inherit_fd: tuple[InheritedFd, ...] = ()  # the driver sends them, by their numbers in CRIU
 
 
@@ -156,7 +158,11 @@ def _flags(options: DumpOptions | RestoreOptions) -> dict[str, object]:
                 "timeout": options.timeout,
             }
         case RestoreOptions():
-            wanted |= {"leave_stopped": options.leave_stopped, "rst_sibling": options.attach}
+            wanted |= {
+                "leave_stopped": options.leave_stopped,
+                "rst_sibling": options.attach,
+                "lazy_pages": options.lazy,
+            }
     return {k: v for k, v in wanted.items() if v is not None and v is not False}
 
 
