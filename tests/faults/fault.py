@@ -13,15 +13,17 @@ class Fault:
     """What befalls operations of one kind, a handler's name below, or of any kind.
 
     After the first *after* of them, and after *after_bytes* of data for reads and writes (the
-    one that crosses the line is cut short there), each hangs, if *hang*, then fails with *error*,
-    if not 0, or takes no more than *short* bytes, if not 0. No more than *times*, if not 0; only
-    where *where* is in the path, `/x/img-0`; not before *after_fsyncs* of such files.
+    one that crosses the line is cut short there), each waits *delay_s*, hangs, if *hang*, then
+    fails with *error*, if not 0, or takes no more than *short* bytes, if not 0. No more than
+    *times*, if not 0; only where *where* is in the path, `/x/img-0`; not before *after_fsyncs* of
+    such files.
     """
 
     operation: str
     error: int = 0
     short: int = 0
     hang: bool = False
+    delay_s: float = 0
     after: int = 0
     after_bytes: int = 0
     after_fsyncs: int = 0

@@ -77,6 +77,7 @@ class Passthrough(pyfuse3.Operations):
             if unharmed:
                 return unharmed
             self.seen.met.append(f"{operation} {path}")
+            await trio.sleep(armed.fault.delay_s)
             if armed.fault.hang:
                 self.seen.hanging += 1
                 try:
