@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="all experiments (about an hour)")
     parser.add_argument("-k", "--kind", action="append", help="these kinds instead")
     parser.add_argument("--mib", type=int, help="this much memory instead")
+    parser.add_argument("--no-restore", action="store_true", help="only dump")
     parser.add_argument("-r", "--rounds", type=int, default=3, help="rounds that count [3]")
     parser.add_argument("--json", type=Path, help="add every figure to this file")
     parser.add_argument("--dir", type=Path, help="where to store [the temporary directory]")
@@ -51,7 +52,12 @@ def main() -> None:
     names = arguments.experiment or [
         n for n, e in EXPERIMENTS.items() if e.default or arguments.full
     ]
-    chosen = [EXPERIMENTS[n].with_(kinds=arguments.kind, mib=arguments.mib) for n in names]
+    chosen = [
+        EXPERIMENTS[n].with_(
+            kinds=arguments.kind, mib=arguments.mib, restores=not arguments.no_restore
+        )
+        for n in names
+    ]
     try:
         check(chosen, arguments)
     except (ValueError, OSError) as exc:

@@ -23,9 +23,14 @@ class Experiment:
     default: bool = False
     """Whether it is done when nothing was chosen."""
 
-    def with_(self, *, kinds: list[str] | None, mib: int | None) -> Experiment:
+    def with_(self, *, kinds: list[str] | None, mib: int | None, restores: bool) -> Experiment:
         """The same with what the user wants otherwise."""
-        return replace(self, kinds=tuple(kinds or self.kinds), mib=mib or self.mib)
+        return replace(
+            self,
+            kinds=tuple(kinds or self.kinds),
+            mib=mib or self.mib,
+            restores=self.restores and restores,
+        )
 
 
 EXPERIMENTS = {

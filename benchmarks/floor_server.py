@@ -4,7 +4,7 @@
 
 One directory, until it is unmounted. Written with direct_io, as cedanafs does it. MODE is
 `discard`: memory pages are thrown away, small images are kept, so a dump succeeds; `memory`:
-everything is kept and served through the page cache; `memory-direct`: the same past it;
+everything is kept and served through the page cache; `memory-direct`: pages past it;
 `bare-lz4`: memory pages are compressed by four threads into four files in STORE, and are durable
 when an fsync of the directory returns: no index, no checksums, nothing to restore from.
 """
@@ -100,7 +100,7 @@ class Floor(pyfuse3.Operations):
         super().__init__()
         self._keeps = mode.startswith("memory")
         self._shards = Shards(store) if mode == "bare-lz4" else None
-        self._direct_reads = mode == "memory-direct"
+        self._direct = mode == "memory-direct"
         self._names: dict[bytes, int] = {}
         self._files: dict[int, File] = {}
         self._pages: set[int] = set()
@@ -134,16 +134,17 @@ class Floor(pyfuse3.Operations):
         inode = self._names[name] = self._next
         self._next += 1
         self._files[inode] = File()
-        if name.startswith(b"pages-") and not self._keeps:
+        if name.startswith(b"pages-"):
             self._pages.add(inode)
         return FileInfo(fh=inode, direct_io=True), await self.getattr(inode)
 
     async def open(self, inode: int, flags: int, ctx: object) -> FileInfo:
         writes = bool(flags & (os.O_WRONLY | os.O_RDWR))
-        return FileInfo(fh=inode, direct_io=writes or self._direct_reads)
+        # Small images are read in 4 KiB: they are better off cached in any case.
+        return FileInfo(fh=inode, direct_io=writes or (self._direct and inode in self._pages))
 
     async def write(self, fh: int, offset: int, buffer: bytes) -> int:
-        if fh not in self._pages:
+        if self._keeps or fh not in self._pages:
             self._files[fh].append(buffer)
         elif self._shards:
             await self._shards.append(buffer)

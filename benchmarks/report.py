@@ -22,6 +22,7 @@ DUMP = ("frozen_s", "criu_s", "durable_s", "cpu_s", "machine_cpu_s", "dump_peak_
 RESTORE = (
     "restore_criu_s", "restore_s", "restore_cpu_s", "restore_machine_cpu_s", "restore_peak_mib"
 )  # fmt: skip
+CONDITIONS = {"memory_gib": "memory, GiB", "cedanafs": "cedanafs, commit", "disk": "stores on"}
 MARKED = re.compile(r"(?<=<!-- table: )([^>\n]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
@@ -29,6 +30,7 @@ def experiment(name: str, what: Experiment) -> Iterator[str]:
     """Everything of one experiment, for people."""
     yield f"\n{name}: {what.workload}, {what.mib} MiB; {len(what.rounds)} rounds"
     yield "median (least-most), median of the ratios to plain criu round by round"
+    yield disturbed({name: what})
     yield ""
     yield from table(what, DUMP, "dump")
     if any(what.spread(kind, "restore_s") for kind in what.kinds):
@@ -106,13 +108,24 @@ def conditions(all_of: dict[str, Experiment]) -> Iterator[str]:
             ]
         elif name == "date":
             values = [min(values), max(values)][: len(values)]
-        yield f"- {name.replace('_', ' ')}: {(' … ' if name == 'date' else ', ').join(values)}"
+        yield f"- {CONDITIONS.get(name, name)}: {(' … ' if name == 'date' else ', ').join(values)}"
     counts = ", ".join(f"{name} {len(each.rounds)}" for name, each in all_of.items())
     yield f"- rounds: {counts}"
+    yield f"- {disturbed(all_of)}"
+
+
+def disturbed(all_of: dict[str, Experiment]) -> str:
+    """How far the machine was quiet."""
+    counts = {name: each.disturbed() for name, each in all_of.items()}
+    listed = ", ".join(f"{name} {some} of {total}" for name, (some, total) in counts.items())
+    return f"dumps and restores while something else used most of a CPU: {listed}"
 
 
 def section(name: str, all_of: dict[str, Experiment]) -> str:
-    """What belongs after a marker. Raises: ValueError when it was not measured, or is unknown."""
+    """What belongs after a marker, or that it was not measured.
+
+    Raises: ValueError when there is no such table.
+    """
     try:
         match name.split():
             case ["conditions"]:
@@ -131,7 +144,7 @@ def section(name: str, all_of: dict[str, Experiment]) -> str:
                 raise ValueError(f"no table is named {name!r}")
         return "\n".join(lines) + "\n"
     except KeyError as exc:
-        raise ValueError(f"table {name!r}: {exc} was not measured") from exc
+        return f"Not in these results: experiment {exc.args[0]}.\n"
 
 
 def page(text: str, all_of: dict[str, Experiment]) -> str:

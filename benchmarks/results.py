@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.measure import Figures
 
 BASELINE = "plain"
+DISTURBED_CPUS = 0.6  # plain criu leaves up to 0.4 of a CPU to the kernel's writeback
 
 FIGURES: dict[str, tuple[str, int]] = {
     "frozen_s": ("frozen s", 2),
@@ -86,6 +87,20 @@ class Experiment:
             if figure in each.get(kind, {}) and each.get(to, {}).get(figure)
         )
         return ratios.median if ratios else None
+
+    def disturbed(self) -> tuple[int, int]:
+        """In how many dumps and restores something else took most of a CPU; and of how many."""
+        found = [
+            figures[machine] - figures[own] > DISTURBED_CPUS * figures[wall]
+            for each in self.rounds
+            for figures in each.values()
+            for wall, own, machine in (
+                ("durable_s", "cpu_s", "machine_cpu_s"),
+                ("restore_s", "restore_cpu_s", "restore_machine_cpu_s"),
+            )
+            if wall in figures
+        ]
+        return sum(found), len(found)
 
 
 def load(path: Path) -> list[Run]:

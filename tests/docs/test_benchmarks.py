@@ -60,3 +60,19 @@ def test_what_cannot_be_measured_is_refused_in_one_line(tmp_path: Path) -> None:
         done = run(*arguments)
         assert done.returncode == 2, done
         assert match in done.stderr.splitlines()[-1]
+
+
+def test_the_page_shows_what_was_measured(tmp_path: Path) -> None:
+    """`make figures` changes nothing: no figure in a table was typed by hand."""
+    shown = ROOT / "docs/benchmarks.md"
+    page = tmp_path / "page.md"
+    emptied, count = re.subn(
+        r"(?s)(<!-- table: .*? -->\n).*?(?=<!-- end)", r"\1", shown.read_text()
+    )
+    assert count > 10
+    page.write_text(emptied)
+    done = run("benchmarks.report", ROOT / "docs/benchmarks/results.json", "--into", page)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text() == shown.read_text()
+    for plot in re.findall(r"\]\((benchmarks/\w+\.png)\)", shown.read_text()):
+        assert (ROOT / "docs" / plot).stat().st_size < 100_000
