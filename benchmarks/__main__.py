@@ -39,7 +39,9 @@ def main() -> None:
         "-e", "--experiment", action="append", choices=EXPERIMENTS, metavar="NAME",
         help=f"one of {', '.join(EXPERIMENTS)}; may be repeated [{some}]",
     )  # fmt: skip
-    parser.add_argument("--full", action="store_true", help="all experiments (about an hour)")
+    parser.add_argument(
+        "--full", action="store_true", help="all experiments (45 minutes for 7 rounds)"
+    )
     parser.add_argument("-k", "--kind", action="append", help="these kinds instead")
     parser.add_argument("--mib", type=int, help="this much memory instead")
     parser.add_argument("--no-restore", action="store_true", help="only dump")
