@@ -62,7 +62,9 @@ class MountSettings:
     `memory_limit` in bytes is for written data on its way to disk and read data kept together.
     `quiet_s` is how long after its last writer closed a checkpoint commits itself; None: never.
     `store_timeout_s` is how long the store may do nothing at all before those who wait for it
-    get an error; 0: for ever. With `durable` a dump's last writes wait until all is durable.
+    get an error; 0: for ever. New checkpoints refer to the one called `base` beside them, if it is
+    there; with `page_hashes` they keep what makes them a base at once. With `durable` a dump's
+    last writes wait until all is durable.
     `root_mode` are the permissions of the mount's root, which are not kept in the store.
     """
 
@@ -75,6 +77,8 @@ class MountSettings:
     quiet_s: float | None = QUIET_S
     store_timeout_s: float = DEFAULT_STORE_TIMEOUT_S
     durable: bool = False
+    base: str | None = None
+    page_hashes: bool = False
     root_mode: int = 0o700
 
     def __post_init__(self) -> None:

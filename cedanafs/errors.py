@@ -34,6 +34,10 @@ class MixedShards(CheckpointError):
     """Shards that belong to different checkpoints, commits or positions lie together."""
 
 
+class BaseUnusable(CheckpointError):
+    """The checkpoint that this one refers to is missing or not what it was; both are named."""
+
+
 class UnknownFeature(CheckpointError):
     """The checkpoint needs something that this version does not know; named."""
 

@@ -17,10 +17,18 @@ from cedanafs.config import Defaults, MountSettings
 from cedanafs.criu import tree
 from cedanafs.errors import CedanaFsError, CheckpointMissing, StoreError, UsageError
 from cedanafs.fs.mount import mounted
-from cedanafs.fs.mounts import CALL_OFF_XATTR, DISCARD_XATTR, mount_holding, mount_of_store
+from cedanafs.fs.mounts import (
+    BASE_XATTR,
+    CALL_OFF_XATTR,
+    DISCARD_XATTR,
+    mount_holding,
+    mount_of_store,
+)
+from cedanafs.fs.namespace import ROOT
 from cedanafs.shard.audit import INVENTORY, require_complete
+from cedanafs.shard.bases import take_base
 from cedanafs.shard.opening import open_checkpoint
-from cedanafs.shard.store import is_shard_name, shard_paths
+from cedanafs.shard.store import PAGES_NAME, is_shard_name, shard_paths
 
 CLEAN_UP_S: Final = 5.0
 _RUNTIME_DIR: Final = Path("/run")
@@ -96,6 +104,9 @@ async def images_of_dump(
         if server in (pid, *tree.descendants(pid)):
             raise UsageError(f"refuse to dump process {pid}: it runs the mount's own server")
         await trio.to_thread.run_sync(_make_empty, path, path)
+        if settings.base is not None:
+            base, kept_at = settings.base, mount.store_path(path.absolute())
+            await trio.to_thread.run_sync(_take_base, path, kept_at, base)
         below = os.fspath(path.relative_to(mount.mountpoint)).encode()
         root = mount.mountpoint
         yield Images(
@@ -118,14 +129,19 @@ async def images_of_dump(
 async def _own_mount(path: Path, settings: MountSettings) -> AsyncIterator[Images]:
     """The checkpoint directory *path* mounted for this dump alone."""
     made = _made_directory(path)
-    if not made and any(not is_shard_name(entry.name) for entry in path.iterdir()):
+    others = {entry.name for entry in path.iterdir()} - {PAGES_NAME}
+    if not made and not all(map(is_shard_name, others)):
         raise UsageError(f"{path} holds other files: choose another --name")
+    if settings.base is not None and not made and shard_paths(path):
+        raise UsageError(f"--base {settings.base}: {path} is there already: choose another --name")
     mountpoint = _new_mountpoint()
     # Nothing is committed but by us: until the dump is whole, an earlier one stays what it was.
     own = replace(settings, store=path.resolve(), quiet_s=None)
     try:
         async with mounted(own, mountpoint) as filesystem:
             await trio.to_thread.run_sync(_make_empty, mountpoint, path)
+            if own.base is not None:
+                await filesystem.take_base(ROOT, own.base)
             yield Images(
                 mountpoint,
                 path,
@@ -192,6 +208,14 @@ async def images_of_restore(
         raise CheckpointMissing(f"{path}: no checkpoint here: no img-0 and no {INVENTORY}")
 
 
+def remove_mounted(path: Path) -> None:
+    """Remove a checkpoint by its directory in a mount. Blocks. Raises: StoreError."""
+    try:
+        shutil.rmtree(path)
+    except OSError as exc:
+        raise StoreError(f"cannot remove {path}: {exc.strerror}", os_errno=exc.errno) from exc
+
+
 # Blocking helpers: they run on threads where the path may be in a mount that we serve.
 
 
@@ -211,6 +235,20 @@ def _made_directory(path: Path) -> bool:
 def _new_mountpoint() -> Path:
     base = _RUNTIME_DIR if os.access(_RUNTIME_DIR, os.W_OK) else None
     return Path(tempfile.mkdtemp(prefix="cedanafs-", dir=base))
+
+
+def _take_base(path: Path, kept_at: Path, name: str) -> None:
+    """Have the server of *path* take the base. The kernel says little about why it does not."""
+    try:
+        os.setxattr(path, BASE_XATTR, os.fsencode(name))
+    except OSError as exc:
+        with suppress(OSError):
+            path.rmdir()
+        _, opened = take_base(kept_at, name)
+        opened.close()
+        raise StoreError(
+            f"{path}: --base {name}: {exc.strerror}: choose another --name", os_errno=exc.errno
+        ) from exc
 
 
 def _make_empty(path: Path, kept_at: Path) -> None:

@@ -36,7 +36,7 @@ class CheckpointSummary:
     """A checkpoint at a glance. `state` is complete, incomplete or damaged; `problem` says why.
 
     `raw_bytes` counts the images as CRIU sees them, `stored_bytes` the shards up to the last
-    commit; times are nanoseconds since 1970.
+    commit; `shared_bytes` of the images are those of `base`. Times are nanoseconds since 1970.
     """
 
     path: str
@@ -53,6 +53,8 @@ class CheckpointSummary:
     raw_bytes: int = 0
     stored_bytes: int = 0
     torn_bytes: int = 0
+    base: str | None = None
+    shared_bytes: int = 0
     images: tuple[ImageSummary, ...] = ()
     shard_files: tuple[ShardSummary, ...] = ()
 
@@ -129,6 +131,12 @@ def _summary(opened: Opened) -> CheckpointSummary:
         raw_bytes=sum(image.bytes for image in images),
         stored_bytes=sum(opened.commit_ends),
         torn_bytes=opened.torn_bytes,
+        base=opened.base_said.name if opened.base_said else None,
+        shared_bytes=sum(
+            length
+            for image in opened.contents.images.values()
+            for _, length, _ in image.extents.of_a_base()
+        ),
         images=images,
         shard_files=shards,
     )

@@ -96,7 +96,8 @@ def image_bytes(files: Sequence[ShardFile], codec: Codec, image: Image) -> bytes
         if piece.frame is None:
             out += bytes(piece.length)
         else:
-            raw = load_frame(files[piece.frame.shard], codec, piece.frame)
+            theirs, by = piece.frame.home or (files, codec)
+            raw = load_frame(theirs[piece.frame.shard], by, piece.frame)
             out += raw[piece.at : piece.at + piece.length]
     assert len(out) == image.size
     return bytes(out)

@@ -8,7 +8,7 @@ import sys
 import click
 
 from cedanafs import __version__, errors, log
-from cedanafs.cli import check, hook, look, mounts, pack, process, runc
+from cedanafs.cli import bases, check, hook, look, mounts, pack, process, runc
 from cedanafs.cli.common import exit_code, in_words
 
 
@@ -36,6 +36,8 @@ cedanafs.add_command(look.verify)
 cedanafs.add_command(look.extract)
 cedanafs.add_command(pack.pack)
 cedanafs.add_command(look.repair)
+cedanafs.add_command(bases.rm)
+cedanafs.add_command(bases.flatten)
 cedanafs.add_command(hook.hook)
 cedanafs.add_command(check.check)
 

@@ -18,6 +18,7 @@ from cedanafs.config import (
     DEFAULT_COMPRESSION,
     DEFAULT_STORE_TIMEOUT_S,
     Defaults,
+    MountSettings,
     load_defaults,
     size_of,
 )
@@ -89,6 +90,27 @@ def store_timeout_option(command: F) -> F:
 def stream_options(command: F) -> F:
     """--stream, --compression, --memory-limit, --store-timeout; None where not given."""
     return shard_options(store_timeout_option(command))
+
+
+def base_options(command: F) -> F:
+    """--base, --page-hashes."""
+    for option in (
+        click.option("--page-hashes", is_flag=True, help="Keep what makes it a base at once."),
+        click.option(
+            "--base", metavar="NAME", help="Store only the pages that NAME beside it lacks."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def dump_settings(defaults: Defaults, base: str | None, page_hashes: bool) -> MountSettings | None:
+    """How a dump is streamed; None where it is not. Raises: UsageError."""
+    if defaults.stream:
+        return defaults.mount_settings(defaults.dir, base=base, page_hashes=page_hashes)
+    if base is not None or page_hashes:
+        raise errors.UsageError("--stream 0 makes plain images: no --base, no --page-hashes")
+    return None
 
 
 def shard_options(command: F) -> F:

@@ -72,6 +72,10 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
         f"  {human(found.raw_bytes)} of images in {human(found.stored_bytes)} "
         f"({found.ratio:.2f} to 1, {found.codec}, {found.shards} shards)"
     )
+    if found.base is not None:
+        click.echo(
+            printable(f"  {human(found.shared_bytes)} of them are those of its base {found.base}")
+        )
     if found.torn_bytes:
         click.echo(f"  {human(found.torn_bytes)} behind the last commit are not part of it")
     click.echo()

@@ -15,6 +15,7 @@ from cedanafs.cli.common import (
     DEFAULT_LOG,
     EXIT_CODES,
     PathArgument,
+    base_options,
     exit_code,
     given,
     in_words,
@@ -29,6 +30,7 @@ from cedanafs.fs.mounts import mount_holding, unmount
 @click.argument("store", type=PathArgument)
 @click.argument("mountpoint", type=PathArgument)
 @stream_options
+@base_options
 @click.option("--durable", is_flag=True, help="CRIU's last writes wait until all is durable.")
 @click.option("--read-only", "-r", is_flag=True, help="Only read; another mount may write.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, by the files' modes.")
@@ -44,6 +46,8 @@ def mount(
     compression: str | None,
     memory_limit: int | None,
     store_timeout: float | None,
+    base: str | None,
+    page_hashes: bool,
     durable: bool,
     read_only: bool,
     allow_other: bool,
@@ -62,7 +66,12 @@ def mount(
         store_timeout=store_timeout,
     )
     settings = defaults.mount_settings(
-        store.resolve(), durable=durable, read_only=read_only, allow_other=allow_other
+        store.resolve(),
+        base=base,
+        page_hashes=page_hashes,
+        durable=durable,
+        read_only=read_only,
+        allow_other=allow_other,
     )
     mountpoint = mountpoint.absolute()
     verbose = ctx.parent.params["verbose"] if ctx.parent else 0
@@ -105,6 +114,8 @@ def _serve_in_background(
         f"--ready-fd={write_end}", f"--log-file={log_file}",
         f"--stream={settings.shards}", f"--compression={settings.codec}",
         f"--memory-limit={settings.memory_limit}", f"--store-timeout={settings.store_timeout_s}",
+        *([f"--base={settings.base}"] if settings.base is not None else []),
+        *(["--page-hashes"] if settings.page_hashes else []),
         *(["--durable"] if settings.durable else []),
         *(["--read-only"] if settings.read_only else []),
         *(["--allow-other"] if settings.allow_other else []),

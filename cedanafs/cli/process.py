@@ -17,6 +17,8 @@ from cedanafs.cli.common import (
     DEFAULT_LOG,
     SIZE,
     PathArgument,
+    base_options,
+    dump_settings,
     given,
     json_object,
     make_default_directory,
@@ -79,6 +81,7 @@ def criu_options(command: F) -> F:
 )
 @click.option("--name", help="Of the checkpoint [dump-process-NAME-TIME].")
 @stream_options
+@base_options
 @click.option("--leave-running/--kill", default=None, help="Let it run on after the dump.")
 @click.option("--skip-in-flight", is_flag=True, help="Leave out TCP connections being opened.")
 @click.option("--ghost-limit", type=SIZE, help="Largest deleted file to dump [1M].")
@@ -95,6 +98,8 @@ def dump_process(
     compression: str | None,
     memory_limit: int | None,
     store_timeout: float | None,
+    base: str | None,
+    page_hashes: bool,
     leave_running: bool | None,
     criu_opts: str | None,
     criu_binary: str | None,
@@ -116,7 +121,7 @@ def dump_process(
     )
     if directory is None:
         make_default_directory(defaults.dir)
-    settings = defaults.mount_settings(defaults.dir) if defaults.stream else None
+    settings = dump_settings(defaults, base, page_hashes)
     options = DumpOptions(
         pid=pid,
         leave_running=defaults.leave_running,

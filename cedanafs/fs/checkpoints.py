@@ -91,7 +91,11 @@ class Checkpoints:
                     log = await self.patience.on_thread(
                         directory,
                         lambda: checkpoint.begin_writing(
-                            self._lanes, shards=self._settings.shards, codec=self._settings.codec
+                            self._lanes,
+                            shards=self._settings.shards,
+                            codec=self._settings.codec,
+                            base=directory.base or self._base_beside(directory),
+                            page_hashes=self._settings.page_hashes,
                         ),
                     )
                 except StoreError as exc:
@@ -103,6 +107,28 @@ class Checkpoints:
         log.check()
         directory.last_change = trio.current_time()
         return log
+
+    def _base_beside(self, directory: Directory) -> str | None:
+        """The mount's base, where it lies beside *directory*. Blocks."""
+        name = self._settings.base
+        path = directory.path
+        return name if name and path.name != name and (path.parent / name).is_dir() else None
+
+    async def take_base(self, directory: Directory, name: str) -> None:
+        """Make the checkpoint in *directory*, which is new, refer to *name* beside it.
+
+        Raises: UsageError, CheckpointError, StoreError.
+        """
+        for other in self._names.directories():  # what was written a moment ago is committed
+            beside = other is not directory and other.parent is directory.parent
+            if beside and other.name == name and other.log is not None and not other.open_files:
+                await self.commit(other, seal=True)
+                await self.rest(other)
+        directory.base = name
+        try:
+            await self.writable(directory)
+        finally:
+            directory.base = None
 
     async def writable_image(self, file: File) -> tuple[Log, Image]:
         """The log and what *file* holds in it; both of one moment, as long as nothing awaits.

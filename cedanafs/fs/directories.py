@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from pathlib import Path
 
-from cedanafs.errors import StoreError
+from cedanafs.errors import CheckpointError, StoreError, UsageError
 from cedanafs.fs.checkpoints import Checkpoints
 from cedanafs.fs.namespace import Directory, Namespace
 from cedanafs.fs.patience import Patience
+from cedanafs.shard.bases import refuse_if_used
 from cedanafs.shard.contents import is_image_name
 from cedanafs.shard.store import is_shard_name, remove_shards, sync_directory
+
+logger = logging.getLogger(__name__)
 
 
 class Directories:
@@ -51,6 +55,7 @@ class Directories:
             raise OSError(errno.ENOTEMPTY, "not empty", doomed.name)
         if doomed.open_files:
             raise OSError(errno.EBUSY, "files in it are open", doomed.name)
+        await self._refuse_if_used(doomed)
         await self._checkpoints.rest(doomed)
         await self._patience.on_thread(None, lambda: _remove(doomed.path))
         if doomed.parent is not None:
@@ -70,6 +75,9 @@ class Directories:
         below = self._names.below(moved)
         if any(directory.open_files for directory in below):
             raise OSError(errno.EBUSY, "files in it are open", old)
+        await self._refuse_if_used(moved)
+        if target is not source and (await self._checkpoints.load(moved)).contents.base is not None:
+            raise OSError(errno.EXDEV, "it lies beside its base", old)
         if new in siblings:
             await self.remove(siblings[new])
         for directory in below:
@@ -83,6 +91,16 @@ class Directories:
         moved.parent = target
         del (await self.below(source))[old]
         siblings[new] = moved
+
+    async def _refuse_if_used(self, directory: Directory) -> None:
+        """Raises: OSError(EBUSY) when other checkpoints have this one as their base."""
+        if not (await self._checkpoints.load(directory)).exists:
+            return
+        try:
+            await self._patience.on_thread(None, lambda: refuse_if_used(directory.path, "do it"))
+        except (UsageError, CheckpointError) as exc:
+            logger.warning("%s", exc)
+            raise OSError(errno.EBUSY, str(exc), directory.name) from exc
 
     async def _commit_removal(self, parent: Directory, name: str) -> None:
         """A directory is there at once: no image that had its name may come back beside it."""

@@ -25,6 +25,7 @@ ERRNO_OF: Final[Mapping[type[errors.CedanaFsError], int]] = {
     errors.CheckpointIncomplete: errno.EIO,
     errors.CorruptShard: errno.EIO,
     errors.MixedShards: errno.EIO,
+    errors.BaseUnusable: errno.EIO,
     errors.UnknownFeature: errno.EIO,
     errors.StoreError: errno.EIO,
     errors.StoreBusy: errno.EBUSY,

@@ -284,6 +284,11 @@ class Filesystem:
         if failures:
             raise failures[0]
 
+    async def take_base(self, inode: int, name: str) -> None:
+        """`Checkpoints.take_base`, of the directory's."""
+        self._refuse_if_read_only()
+        await self.checkpoints.take_base(self._directory(inode), name)
+
     async def discard(self, inode: int) -> None:
         """`Checkpoints.discard`, of the directory's.
 

@@ -98,8 +98,11 @@ class FileHandle:
             raise
 
     async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
-        pending = image.pending
         pieces = list(image.extents.slices(offset, length))  # others may write meanwhile
+        while waited := next((p.frame for p in pieces if p.frame and not p.frame.landed), None):
+            await self._landed(waited)
+            pieces = list(image.extents.slices(offset, length))  # only now it is known where
+        pending = image.pending
         if len(pieces) == 1:
             whole = await self._piece(pieces[0])
         else:  # copied at once: a view of each would keep as many whole frames in memory
@@ -120,11 +123,10 @@ class FileHandle:
     async def _piece(self, piece: Slice) -> bytes | memoryview:
         if piece.frame is None:
             return bytes(piece.length)
-        if not piece.frame.landed:
-            await self._landed(piece.frame)
         checkpoint = await self._checkpoints.load(self.file.directory)
         assert checkpoint.codec is not None
-        loading = self._reader.fetch(checkpoint.files, checkpoint.codec, piece.frame)
+        files, codec = piece.frame.home or (checkpoint.files, checkpoint.codec)
+        loading = self._reader.fetch(files, codec, piece.frame)
         if not loading.done():
             with self._checkpoints.patience.wait(None):
                 await result_of(loading)

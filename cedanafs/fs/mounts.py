@@ -24,6 +24,9 @@ SEAL_XATTR: Final = "user.cedanafs.seal"
 DISCARD_XATTR: Final = "user.cedanafs.discard"
 """Setting it on a directory takes its checkpoint back to its last commit."""
 
+BASE_XATTR: Final = "user.cedanafs.base"
+"""Setting it on a new directory makes its checkpoint refer to the one beside it with that name."""
+
 CALL_OFF_XATTR: Final = "user.cedanafs.call-off"
 """Setting it on a mount's root fails what is written below the path that is its value.
 

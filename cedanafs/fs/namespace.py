@@ -65,6 +65,7 @@ class Directory(_Unrecorded):
         self.files: dict[str, File] = {}  # those with an inode, by name
         self.sockets: dict[str, Socket] = {}
         self.checkpoint: Checkpoint | None = None  # None: not loaded, or at rest
+        self.base: str | None = None  # what its checkpoint, when it is made, is to refer to
         self.open_files = 0
         self.open_writers = 0
         self.last_change = 0.0  # trio's clock, seconds

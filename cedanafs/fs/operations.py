@@ -29,7 +29,7 @@ from pyfuse3 import (
 from cedanafs.fs.errnos import answers_errno
 from cedanafs.fs.filesystem import Caller, Filesystem
 from cedanafs.fs.handles import FileHandle
-from cedanafs.fs.mounts import CALL_OFF_XATTR, DISCARD_XATTR, SEAL_XATTR
+from cedanafs.fs.mounts import BASE_XATTR, CALL_OFF_XATTR, DISCARD_XATTR, SEAL_XATTR
 from cedanafs.fs.namespace import Attributes, Changes, Node
 
 FOREVER_S = 3600.0
@@ -230,6 +230,8 @@ class Operations(pyfuse3.Operations):
             self._fs.call_off(os.fsdecode(value))
         elif os.fsdecode(name) == DISCARD_XATTR:
             await self._fs.discard(inode)
+        elif os.fsdecode(name) == BASE_XATTR:
+            await self._fs.take_base(inode, os.fsdecode(value))
         else:
             raise FUSEError(errno.EOPNOTSUPP)
 

@@ -39,7 +39,7 @@ class Appender:
         self._carrier = carrier
         self._checkpoint = checkpoint
 
-    def land(self, frame: Frame, pieces: Sequence[bytes], seq: int) -> None:
+    def land(self, frame: Frame, pieces: Sequence[bytes | memoryview], seq: int) -> None:
         """Compress the records in *pieces*, append them as a frame behind its header."""
         raw = b"".join(pieces)
         stored = self._carrier.codec.compress(raw)

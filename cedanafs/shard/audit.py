@@ -6,7 +6,7 @@ import errno
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -61,14 +61,20 @@ class Audit:
 def verify(directory: Path, progress: Progress = lambda _: None) -> Audit:
     """Read every byte of the checkpoint in *directory* and say what is wrong with it.
 
+    A base that it refers to is read, too; `frames` and the bytes are the checkpoint's own.
     Bytes behind the last commit are no damage: they are counted as torn.
     Raises: CheckpointError when it cannot be opened at all, StoreError.
     """
     opened = open_checkpoint(directory)
     try:
-        return audit(opened, progress)
+        found = audit(opened, progress)
+        if opened.base is None:
+            return found
+        base = verify(opened.base.directory, progress)
     finally:
         opened.close()
+    damages = tuple(f"of the base: {damage}" for damage in base.damages)
+    return replace(found, damages=found.damages + damages)
 
 
 def audit(opened: Opened, progress: Progress = lambda _: None) -> Audit:
@@ -224,7 +230,8 @@ def _create(root: int, image: Image) -> None:
 
 def _fill(root: int, opened: Opened, frame: Frame, places: Sequence[_Place]) -> None:
     try:
-        raw = memoryview(load_frame(opened.files[frame.shard], opened.codec, frame))
+        files, codec = frame.home or (opened.files, opened.codec)
+        raw = memoryview(load_frame(files[frame.shard], codec, frame))
     except CorruptShard as exc:
         image, offset, _ = places[0]
         raise CorruptShard(f"{image.name!r} at offset {offset}: {exc}") from exc

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cedanafs.errors import CedanaFsError, StoreBusy
+from cedanafs.errors import CedanaFsError, StoreBusy, UsageError
 from cedanafs.shard.appender import Appender, cut
+from cedanafs.shard.bases import take_base
 from cedanafs.shard.codec import Codec
 from cedanafs.shard.contents import Contents
 from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.opening import Opened, open_checkpoint
+from cedanafs.shard.pages import Pages, keep, table_of, table_of_written
 from cedanafs.shard.store import ShardFile, create_shards, shard_paths
 
 
@@ -29,6 +31,7 @@ class Checkpoint:
         self.codec: Codec | None = None
         self._opened: Opened | None = None
         self._log: Log | None = None
+        self._base: Opened | None = None
         self._replaced: list[ShardFile] = []
 
     @classmethod
@@ -43,6 +46,7 @@ class Checkpoint:
             checkpoint.files = opened.files
             checkpoint.codec = opened.codec
             checkpoint.contents = opened.contents
+            checkpoint._base = opened.base
         return checkpoint
 
     @property
@@ -59,18 +63,35 @@ class Checkpoint:
     def failure(self) -> CedanaFsError | None:
         return self._log.failure if self._log else None
 
-    def begin_writing(self, lanes: Lanes, *, shards: int, codec: Codec) -> Log:
+    def begin_writing(
+        self,
+        lanes: Lanes,
+        *,
+        shards: int,
+        codec: Codec,
+        base: str | None = None,
+        page_hashes: bool = False,
+    ) -> Log:
         """Open for writing; a new checkpoint gets *shards* shards of *codec*. Blocks.
 
-        Cuts off what lies behind the last complete commit. Raises: StoreBusy, StoreError.
+        A new one refers to the checkpoint *base* beside it for the pages that this holds; with
+        *page_hashes* those of its own are kept, so that it is a base at once. Cuts off what lies
+        behind the last complete commit. Raises: UsageError, CheckpointError, StoreBusy, StoreError.
         """
-        if self._log is not None:
+        if self._log is not None and base is None:
             return self._log
+        if base is not None and (self._log is not None or self._opened is not None):
+            raise UsageError(f"--base {base}: {self.directory} is a checkpoint already")
         if self._opened is None:
+            said, pages = None, Pages(None) if page_hashes else None
+            if base is not None:
+                said, self._base = take_base(self.directory, base)
+                pages = Pages(table_of(self._base), self._base.contents.images)
             self.files = create_shards(self.directory, shards, codec)
             self.files[0].lock()
             self.codec = codec
-            self._log = Log.create(self.files, codec, lanes)
+            contents = self._base.contents if self._base else None
+            self._log = Log.create(self.files, codec, lanes, said, contents, pages)
         else:
             self._log = self._go_on(self._opened, lanes)
         self.contents = self._log.contents
@@ -82,6 +103,13 @@ class Checkpoint:
             self._log.complete_commit()
             if seal:
                 self._log.seal()
+                self._keep_pages(self._log)
+
+    def _keep_pages(self, log: Log) -> None:
+        if log.pages is not None:
+            table = table_of_written(log.contents, log.pages.seed)
+            if table is not None:
+                keep(self.directory, table, log.identity())
 
     def end_writing(self) -> None:
         """Close the log, committed or not; what was not is lost. Blocks.
@@ -99,6 +127,9 @@ class Checkpoint:
         self.files, self._replaced = [], []
         for file in files:
             file.close()
+        if self._base is not None:
+            self._base.close()
+            self._base = None
 
     def _go_on(self, opened: Opened, lanes: Lanes) -> Log:
         files: list[ShardFile] = []
@@ -147,4 +178,5 @@ class Checkpoint:
             created_ns=opened.created_ns,
             commit=opened.commit - opened.sealed,
             next_seq=opened.next_seq,
+            base=opened.base_said,
         )

@@ -12,12 +12,16 @@ from __future__ import annotations
 import errno
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+import xxhash
+
 from cedanafs.errors import CorruptShard, StoreError, UnknownFeature
+from cedanafs.shard.contents import is_image_name
+from cedanafs.shard.extents import Frame
 from cedanafs.shard.format import (
     HEADER_LEN,
     MAX_INDEX_LEN,
@@ -34,7 +38,8 @@ from cedanafs.shard.format import (
 )
 from cedanafs.shard.records import Marker, encode, parse
 
-KNOWN_FEATURES: Final[frozenset[str]] = frozenset()
+BASE_FEATURE: Final = "base"
+KNOWN_FEATURES: Final[frozenset[str]] = frozenset({BASE_FEATURE})
 
 _FOOTER: Final = struct.Struct("<4sBBHQQQQ16s")
 FOOTER_MAGIC: Final = b"CdEn"
@@ -112,6 +117,59 @@ class FrameRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """The checkpoint that patches refer to, as it was then; it may have grown since.
+
+    `name` is its directory's, beside that of the checkpoint which refers to it; of each shard
+    the first `frames` frames, and `markers` bytes of markers, are meant, and `digest` is theirs.
+    """
+
+    name: str
+    checkpoint: UUID
+    commit: int
+    frames: tuple[int, ...]
+    markers: tuple[int, ...]
+    digest: str
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "checkpoint": self.checkpoint.hex,
+            "commit": self.commit,
+            "frames": list(self.frames),
+            "markers": list(self.markers),
+            "digest": self.digest,
+        }
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Base:
+        """Raises: ValueError, KeyError, TypeError."""
+        frames, markers = (
+            tuple(_natural({"": each}, "") for each in said[key]) for key in ("frames", "markers")
+        )
+        if not is_image_name(said["name"]) or not 1 <= len(frames) == len(markers) <= MAX_SHARDS:
+            raise ValueError(f"base {said['name']!r}")
+        return cls(
+            name=said["name"],
+            checkpoint=UUID(hex=said["checkpoint"]),
+            commit=_natural(said, "commit", MAX_SEQ),
+            frames=frames,
+            markers=markers,
+            digest=_word(said["digest"], "digest"),
+        )
+
+
+def digest_of(shards: Iterable[tuple[Sequence[Frame | FrameRow], bytes]]) -> str:
+    """XXH3-128 over the rows and the markers of each shard, one after the other."""
+    state = xxhash.xxh3_128()
+    for frames, markers in shards:
+        for f in frames:
+            state.update(_FRAME_ROW.pack(f.offset, f.stored_len, f.raw_len, f.checksum, f.records))
+        state.update(markers)
+    return state.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class Index:
     """What a commit says of one shard: its frames, and their records' markers in order.
 
@@ -135,6 +193,7 @@ class Index:
     markers: bytes
     features: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
+    base: Base | None = None
 
     def encode(self) -> bytes:
         head: dict[str, object] = {
@@ -149,8 +208,10 @@ class Index:
             "content_seq": self.content_seq,
             "content_end": self.content_end,
             "frames": len(self.frames),
-            "features": list(self.features),
+            "features": [*self.features, *([BASE_FEATURE] if self.base else [])],
         }
+        if self.base is not None:
+            head["base"] = self.base.as_json()
         if self.unfinished:
             head["unfinished"] = list(self.unfinished)
         text = json.dumps(head, separators=(",", ":")).encode()
@@ -179,6 +240,8 @@ class Index:
                     f"the checkpoint needs {', '.join(unknown[:9])}, "
                     "which this version does not know: use a newer cedanafs"
                 )
+            if (BASE_FEATURE in features) != ("base" in head):
+                raise ValueError("feature base, and no base")
             count = _natural(head, "frames")
             rows_end = at + count * _FRAME_ROW.size
             if rows_end > len(blob):
@@ -196,7 +259,8 @@ class Index:
                 content_end=_natural(head, "content_end"),
                 frames=[FrameRow(*row) for row in _FRAME_ROW.iter_unpack(blob[at:rows_end])],
                 markers=blob[rows_end:],
-                features=features,
+                features=tuple(f for f in features if f != BASE_FEATURE),
+                base=Base.from_json(head["base"]) if "base" in head else None,
                 unfinished=tuple(str(name) for name in head.get("unfinished", ())),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from cedanafs.errors import CorruptShard
-from cedanafs.shard.extents import ExtentMap, Frame
+from cedanafs.shard.extents import ExtentMap, Frame, Patch
+from cedanafs.shard.patches import decode_runs, parts_of
 from cedanafs.shard.records import BOOKKEEPING, Marker
 
 MAX_FILE_LEN: Final = 1 << 62
@@ -95,28 +96,36 @@ class Contents:
 
     def __init__(self) -> None:
         self.images: dict[str, Image] = {}
+        self.base: Contents | None = None  # what patches refer to
         self._current: Image | None = None
 
     @property
     def current_name(self) -> str | None:
         return self._current.name if self._current else None
 
-    def apply(self, marker: Marker, frame: Frame, at: int) -> None:
+    def apply(self, marker: Marker, frame: Frame, at: int, patch: Patch | None = None) -> None:
         """Let one record take effect; its payload lies at *at* in the decoded *frame*.
 
+        With *patch*, which a writer fills later, it will lie where that says.
         Raises: CorruptShard when the record makes no sense here.
         """
         if marker.filename is not None:
             self._select(marker)
-        elif marker.file_data is not None:
+        elif marker.file_data is not None or marker.patch_data is not None:
             image = self._selected("file_data")
             if image.symlink_to is not None:
                 raise CorruptShard(f"{image.name!r}: data for a symbolic link")
             start = image.size if marker.offset is None else marker.offset
-            if start + marker.file_data > MAX_FILE_LEN:
+            length = marker.file_data or 0
+            if marker.patch_data is not None:
+                runs = decode_runs(marker.runs or b"", start, marker.patch_data)
+                patch = Patch(frame)
+                patch.fill(parts_of(runs, at, self.base.images if self.base else None))
+                at, length = 0, sum(run.length for run in runs)
+            if start + length > MAX_FILE_LEN:
                 raise CorruptShard(f"{image.name!r}: data at offset {start}, beyond any file")
-            image.extents.put(start, frame, at, marker.file_data)
-            image.size = max(image.size, start + marker.file_data)
+            image.extents.put(start, frame, 0 if patch else at, length, patch)
+            image.size = max(image.size, start + length)
         elif marker.file_eof:
             self._selected("file_eof")
             self._current = None
@@ -125,6 +134,12 @@ class Contents:
         """Forget files that were unlinked while they were open, see `hidden_name`."""
         for name in [n for n in self.images if n.startswith(BOOKKEEPING)]:
             del self.images[name]
+
+    def check_resolved(self) -> None:
+        """Raises: CorruptShard when some bytes are a base's and no base is named."""
+        for name, image in self.images.items():
+            if any(not known for _, _, known in image.extents.of_a_base()):
+                raise CorruptShard(f"{name!r} refers to a base, and the checkpoint has none")
 
     def unfinished(self) -> list[str]:
         """Images that whoever wrote them never closed, as far as commits tell."""

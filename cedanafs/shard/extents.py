@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from cedanafs.shard.codec import Codec
+    from cedanafs.shard.store import ShardFile
 
 RUN_LEN: Final = 1024
 """Most extents in one run of an `ExtentMap`; 200,000 in falling order took 15 s in one list."""
@@ -17,7 +21,9 @@ class Frame:
     Compared by identity: a frame is one place in one shard.
     """
 
-    __slots__ = ("checksum", "landed", "offset", "raw_len", "records", "shard", "stored_len")
+    __slots__ = (
+        "checksum", "home", "landed", "offset", "raw_len", "records", "shard", "stored_len",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -37,15 +43,75 @@ class Frame:
         self.stored_len = stored_len
         self.checksum = checksum
         self.landed = landed
+        self.home: tuple[Sequence[ShardFile], Codec] | None = None  # None: the checkpoint's own
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """`length` bytes at `at` in the decoded frame; `frame` None is a hole, which reads as zeros."""
+    """`length` bytes at `at` in the decoded frame; `frame` None is a hole, which reads as zeros.
+
+    With `patch`, which only extents have that are not expanded, `at` counts from its beginning.
+    """
 
     frame: Frame | None
     at: int
     length: int
+    patch: Patch | None = None
+
+
+class Part(NamedTuple):
+    """Some of a patch: `length` bytes at `at` of its own frame, of a base's image, or zeros."""
+
+    length: int
+    at: int
+    own: bool = False
+    extents: ExtentMap | None = None
+    is_base: bool = False  # without `extents`: of a base that is not known
+
+
+class Patch:
+    """The bytes of one record of which some are its own and the others are a base's.
+
+    Of one that is being written the parts are known when its frame has landed. `digests` are
+    those of its pages, where they were computed.
+    """
+
+    __slots__ = ("_parts", "_starts", "digests", "frame")
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.digests = b""
+        self._parts: Sequence[Part] = ()
+        self._starts: list[int] = []
+
+    def fill(self, parts: Sequence[Part]) -> None:
+        starts, at = [], 0
+        for part in parts:
+            starts.append(at)
+            at += part.length
+        self._starts, self._parts = starts, parts
+
+    def parts(self, at: int, length: int) -> Iterator[Part]:
+        """What makes up bytes [at, at + length)."""
+        end = at + length
+        for number in range(max(bisect_right(self._starts, at) - 1, 0), len(self._parts)):
+            part, start = self._parts[number], self._starts[number]
+            if start >= end:
+                return
+            skip = max(at - start, 0)
+            some = min(part.length, end - start) - skip
+            if some > 0:
+                yield part._replace(length=some, at=part.at + skip)
+
+    def slices(self, at: int, length: int) -> Iterator[Slice]:
+        """The same, as slices of frames, a base's among them, and holes."""
+        for part in self.parts(at, length):
+            if part.own:
+                yield Slice(self.frame, part.at, part.length)
+            elif part.extents is not None:
+                yield from part.extents.slices(part.at, part.length)
+            else:
+                yield Slice(None, 0, part.length)
 
 
 _Run: TypeAlias = tuple[list[int], list[Slice]]
@@ -73,11 +139,13 @@ class ExtentMap:
         starts, slices = self._runs[-1]
         return starts[-1] + slices[-1].length
 
-    def put(self, start: int, frame: Frame, at: int, length: int) -> None:
-        """File bytes [start, start + length) now lie at *at* in *frame*."""
+    def put(
+        self, start: int, frame: Frame, at: int, length: int, patch: Patch | None = None
+    ) -> None:
+        """File bytes [start, start + length) now lie at *at* in *frame*, or in *patch*."""
         if length <= 0:
             return
-        piece = Slice(frame, at, length)
+        piece = Slice(frame, at, length, patch)
         if start >= self.end:
             if not self._runs or len(self._runs[-1][0]) >= RUN_LEN:
                 self._firsts.append(start)
@@ -108,7 +176,10 @@ class ExtentMap:
             self._carve(size, self.end)
 
     def slices(self, offset: int, length: int) -> Iterator[Slice]:
-        """Places holding bytes [offset, offset + length), in file order, holes included."""
+        """Places holding bytes [offset, offset + length), in file order, holes included.
+
+        Where they lie in a frame that has not landed may be known only when it has.
+        """
         end = offset + length
         for start, piece in self._from(offset):
             if offset >= end:
@@ -123,18 +194,38 @@ class ExtentMap:
                     return
             skip = offset - start
             length = min(piece.length - skip, end - offset)
-            yield Slice(piece.frame, piece.at + skip, length)
+            if piece.patch is not None and piece.patch.frame.landed:
+                yield from piece.patch.slices(piece.at + skip, length)
+            else:
+                yield Slice(piece.frame, piece.at + skip, length)
             offset += length
         if offset < end:
             yield Slice(None, 0, end - offset)
 
-    def following(self, offset: int) -> Iterator[Slice]:
-        """Extents from the one at *offset* on, whole, for read-ahead."""
-        return (piece for _, piece in self._from(offset))
-
     def __iter__(self) -> Iterator[tuple[int, Slice]]:
+        """Every place that holds bytes, with its offset in the file; holes are left out."""
+        for start, piece in self.stored():
+            if piece.patch is None:
+                yield start, piece
+                continue
+            for each in piece.patch.slices(piece.at, piece.length):
+                if each.frame is not None:
+                    yield start, each
+                start += each.length
+
+    def stored(self) -> Iterator[tuple[int, Slice]]:
+        """The extents as they are, patches not expanded."""
         for starts, slices in self._runs:
             yield from zip(starts, slices, strict=True)
+
+    def of_a_base(self) -> Iterator[tuple[int, int, bool]]:
+        """Ranges that are a base's: offset, length, whether it is known which base."""
+        for start, piece in self.stored():
+            if piece.patch is not None:
+                for part in piece.patch.parts(piece.at, piece.length):
+                    if part.is_base:
+                        yield start, part.length, part.extents is not None
+                    start += part.length
 
     def _run_of(self, offset: int) -> int:
         """The last run that does not begin behind *offset*, or the first."""
@@ -173,10 +264,11 @@ def _carve_run(starts: list[int], slices: list[Slice], start: int, end: int) -> 
     while last < len(starts) and starts[last] < end:
         at, piece = starts[last], slices[last]
         if at < start:
-            kept.append((at, Slice(piece.frame, piece.at, start - at)))
+            kept.append((at, Slice(piece.frame, piece.at, start - at, piece.patch)))
         if at + piece.length > end:
             skip = end - at
-            kept.append((end, Slice(piece.frame, piece.at + skip, piece.length - skip)))
+            left = piece.length - skip
+            kept.append((end, Slice(piece.frame, piece.at + skip, left, piece.patch)))
         last += 1
     starts[first:last] = [at for at, _ in kept]
     slices[first:last] = [piece for _, piece in kept]

@@ -19,13 +19,15 @@ from uuid import UUID
 from cedanafs import __version__
 from cedanafs.errors import CedanaFsError, StoreError
 from cedanafs.shard.appender import Appender
+from cedanafs.shard.batch import Batch
 from cedanafs.shard.codec import Codec
-from cedanafs.shard.commit import Index, units_of_commit
+from cedanafs.shard.commit import Base, Index, digest_of, units_of_commit
 from cedanafs.shard.contents import Contents, Image, Pending, hidden_name
-from cedanafs.shard.extents import Frame
+from cedanafs.shard.extents import Frame, Patch
 from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
-from cedanafs.shard.records import Marker, encode
+from cedanafs.shard.pages import Pages
+from cedanafs.shard.records import Marker
 from cedanafs.shard.store import ShardFile
 
 logger = logging.getLogger(__name__)
@@ -35,30 +37,6 @@ FRAME_BYTES: Final = 1 << 20
 
 LOOSE_BYTES: Final = 4 << 20
 """Written bytes of unfinished runs that may wait in memory, per checkpoint."""
-
-
-class _Batch:
-    """Records on their way into one frame of one shard: their bytes in stream order."""
-
-    def __init__(self, shard: int, header_seq: int) -> None:
-        self.shard = shard
-        self.header_seq = header_seq
-        self.frame = Frame(shard)
-        self.pieces: list[bytes] = []
-        self.markers = bytearray()
-        self.payload_len = 0
-
-    def add(self, marker: Marker, payload: Sequence[bytes] = ()) -> int:
-        """Take the record; returns where its payload will lie in the decoded frame."""
-        encoded = encode(marker)
-        self.pieces.append(encoded)
-        self.pieces.extend(payload)
-        self.markers += encoded
-        at = self.frame.raw_len + len(encoded)
-        self.frame.raw_len = at + marker.payload_len
-        self.frame.records += 1
-        self.payload_len += marker.payload_len
-        return at
 
 
 class Log:
@@ -75,6 +53,8 @@ class Log:
         created_ns: int,
         commit: int = 0,
         next_seq: int = 0,
+        base: Base | None = None,
+        pages: Pages | None = None,
     ) -> None:
         self.contents = contents
         self.failure: CedanaFsError | None = None
@@ -86,24 +66,43 @@ class Log:
         self._commit = commit
         self._seq = next_seq
         self._turn = 0
-        self._open: _Batch | None = None  # small records, waiting to be a frame
+        self._open: Batch | None = None  # small records, waiting to be a frame
         self._runs: dict[Image, None] = {}  # images with a pending run, oldest first
         self._run_bytes = 0
         self._touched: dict[Image, None] = {}
         self._unlinked = 0
+        self._base = base
+        self.pages = pages  # None: nothing is compared with a base
         self.removed: set[str] = set()  # names that the last commit may still have
         self._uncommitted = False
         self._unfinished = contents.unfinished()  # as the last commit says
         self._sealed_from: tuple[int, list[int]] | None = None  # seq and shards' ends without it
 
     @classmethod
-    def create(cls, files: list[ShardFile], codec: Codec, lanes: Lanes) -> Log:
-        """The log of a new checkpoint on empty shards."""
+    def create(
+        cls,
+        files: list[ShardFile],
+        codec: Codec,
+        lanes: Lanes,
+        base: Base | None = None,
+        base_contents: Contents | None = None,
+        pages: Pages | None = None,
+    ) -> Log:
+        """The log of a new checkpoint on empty shards, which may refer to a base."""
+        contents = Contents()
+        contents.base = base_contents
         checkpoint = UUID(bytes=os.urandom(16), version=4)
         carrier = Carrier(codec)
         appenders = [Appender(k, file, carrier, checkpoint) for k, file in enumerate(files)]
         return cls(
-            Contents(), appenders, codec, lanes, checkpoint=checkpoint, created_ns=time.time_ns()
+            contents,
+            appenders,
+            codec,
+            lanes,
+            checkpoint=checkpoint,
+            created_ns=time.time_ns(),
+            base=base,
+            pages=pages,
         )
 
     # Changes. Each returns at once.
@@ -239,6 +238,15 @@ class Log:
             self._unfinished = unfinished
             self._uncommitted = True
 
+    def drop_base(self) -> None:
+        """The next commit names no base: nothing of the contents refers to one any more."""
+        self._base = self.contents.base = self.pages = None
+        self._uncommitted = True
+
+    def identity(self) -> str:
+        """What `digest_of` says of all that was committed."""
+        return digest_of((a.frames, bytes(a.markers)) for a in self._appenders)
+
     def complete_commit(self) -> None:
         """Make all that was dealt durable, and its index, on every shard; then the footers.
 
@@ -316,11 +324,11 @@ class Log:
         else:
             batch = self._open = self._open or self._batch(self._next_shard())
         # Every frame names its file first; else only where the file is not the current one.
-        if not batch.pieces or self.contents.current_name != image.name:
+        if not (batch.pieces or batch.deferred) or self.contents.current_name != image.name:
             self._add(batch, Marker(seq=self._next_seq(), filename=image.name))
         offset = None if pending.start == image.size else pending.start
         marker = Marker(seq=self._next_seq(), file_data=pending.length, offset=offset)
-        self._add(batch, marker, pending.pieces)
+        self._add(batch, marker, pending.pieces, pending.start)
         if batch is not self._open:
             self._deal(batch)
         elif batch.payload_len >= FRAME_BYTES:
@@ -338,22 +346,29 @@ class Log:
             self._lanes.release(image.pending.length)
             self._forget_run(image)
 
-    def _add(self, batch: _Batch, marker: Marker, payload: Sequence[bytes] = ()) -> None:
-        at = batch.add(marker, payload)
+    def _add(
+        self, batch: Batch, marker: Marker, payload: Sequence[bytes] = (), start: int = 0
+    ) -> None:
+        at, patch = 0, None
+        if self.pages is None:
+            at = batch.add(marker, payload)
+        else:
+            patch = Patch(batch.frame) if marker.file_data is not None else None
+            batch.defer(marker, payload, patch, self.contents.current_name or "", start)
         try:
-            self.contents.apply(marker, batch.frame, at)
+            self.contents.apply(marker, batch.frame, at, patch)
         except BaseException as exc:  # a bug; committed, no reader could replay it
             self.fail(exc)
             raise
         self._uncommitted = True
 
-    def _batch(self, shard: int) -> _Batch:
+    def _batch(self, shard: int) -> Batch:
         self._cut_seal()
         # Sequence numbers grow within a shard: small records that wait for this one go first.
         if self._open is not None and self._open.shard == shard:
             self._deal_open()
         header_seq = self._next_seq() if self._carrier.seqs_per_unit else 0
-        return _Batch(shard, header_seq)
+        return Batch(shard, header_seq)
 
     def _cut_seal(self) -> None:
         """Writing goes on after a seal: it is no longer the end."""
@@ -389,16 +404,20 @@ class Log:
             self._open = None
             self._deal(batch)
 
-    def _deal(self, batch: _Batch) -> None:
+    def _deal(self, batch: Batch) -> None:
         appender = self._appenders[batch.shard]
         appender.frames.append(batch.frame)
-        appender.markers += batch.markers
+        if not batch.deferred:
+            appender.markers += batch.markers
         self._lanes.land(batch.shard, batch.payload_len, partial(self._land, appender, batch))
 
-    def _land(self, appender: Appender, batch: _Batch) -> None:
+    def _land(self, appender: Appender, batch: Batch) -> None:
         """On the lane. What fails here has been acknowledged to the caller: it is kept."""
         if self.failure is None:
             try:
+                if batch.deferred and self.pages is not None:
+                    batch.settle(self.pages)
+                    appender.markers += batch.markers
                 appender.land(batch.frame, batch.pieces, batch.header_seq)
             except BaseException as exc:
                 self.fail(exc)
@@ -424,6 +443,7 @@ class Log:
                 frames=appender.rows(),
                 markers=bytes(appender.markers),
                 unfinished=tuple(self._unfinished),
+                base=self._base,
             )
             for appender, content_end in zip(self._appenders, content_ends, strict=True)
         ]

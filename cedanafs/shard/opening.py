@@ -6,28 +6,30 @@ is written here; what a writer has to cut off is reported. Source: docs/format.m
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 from uuid import UUID
 
 from cedanafs.errors import (
+    BaseUnusable,
     CheckpointError,
     CheckpointIncomplete,
+    CheckpointMissing,
     CorruptShard,
     MixedShards,
     UnknownFeature,
     UsageError,
 )
 from cedanafs.shard.codec import EXTENSIONS, Codec, codec_of
-from cedanafs.shard.commit import Footer, Index
+from cedanafs.shard.commit import Base, Footer, Index, digest_of
 from cedanafs.shard.contents import Contents
 from cedanafs.shard.extents import Frame
-from cedanafs.shard.format import MAX_COMMIT_LEN, MAX_FRAME_LEN, MAX_INDEX_LEN, Carrier
-from cedanafs.shard.records import Marker, parse
+from cedanafs.shard.format import MAX_COMMIT_LEN, MAX_INDEX_LEN, Carrier
+from cedanafs.shard.replay import frames_of, replayed
 from cedanafs.shard.scan import (
     Commit,
     Pending,
@@ -40,6 +42,9 @@ from cedanafs.shard.scan import (
 from cedanafs.shard.store import ShardFile, require_shards
 
 _ATTEMPTS: Final = 5
+
+MAX_CHAIN: Final = 16
+"""Most checkpoints that one needs, each the base of the one before."""
 
 _NO_SHARD: Final = "{} is not a shard of cedanafs, or its beginning is damaged: {}"
 
@@ -71,6 +76,8 @@ class Opened:
     ends: list[int] = field(default_factory=list)
     footers: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    base: Opened | None = None
+    base_said: Base | None = None
 
     @property
     def torn_bytes(self) -> int:
@@ -80,13 +87,18 @@ class Opened:
     def close(self) -> None:
         for file in self.files:
             file.close()
+        if self.base is not None:
+            self.base.close()
 
 
-def open_checkpoint(directory: Path) -> Opened:
-    """Open the checkpoint in *directory* for reading.
+def open_checkpoint(
+    directory: Path, said: Base | None = None, users: tuple[UUID, ...] = ()
+) -> Opened:
+    """Open the checkpoint in *directory* for reading, and the one that it refers to.
 
-    Raises: CheckpointMissing, CheckpointIncomplete, MixedShards, CorruptShard, UnknownFeature,
-    StoreError; each names the shard.
+    As the base of *users* it is opened as it was when they *said* so.
+    Raises: BaseUnusable, CheckpointMissing, CheckpointIncomplete, MixedShards, CorruptShard,
+    UnknownFeature, StoreError; each names the shard.
     """
     files: list[ShardFile] = []
     try:
@@ -97,7 +109,7 @@ def open_checkpoint(directory: Path) -> Opened:
             attempts += 1
             lengths = [file.length() for file in files]
             try:
-                return _opened(directory, files, lengths)
+                return _opened(directory, files, lengths, said, users)
             except CheckpointError:
                 # Of a writer one may see a footer here and no index yet there.
                 if attempts == _ATTEMPTS or lengths == [file.length() for file in files]:
@@ -108,7 +120,13 @@ def open_checkpoint(directory: Path) -> Opened:
         raise
 
 
-def _opened(directory: Path, files: list[ShardFile], lengths: list[int]) -> Opened:
+def _opened(
+    directory: Path,
+    files: list[ShardFile],
+    lengths: list[int],
+    said: Base | None,
+    users: tuple[UUID, ...],
+) -> Opened:
     codec = codec_of(EXTENSIONS[files[0].path.suffix])
     carrier = Carrier(codec)
     scans: list[Scan] = []
@@ -131,23 +149,43 @@ def _opened(directory: Path, files: list[ShardFile], lengths: list[int]) -> Open
         for file, each in zip(files, scans, strict=True)
         if each.last is not None
     ]
-    opened = opened_at(directory, files, commits)
+    opened = opened_at(directory, files, commits, said, users)
     return replace(opened, footers=_footers_behind(scans, opened.ends, lengths), lengths=lengths)
 
 
-def opened_at(directory: Path, files: list[ShardFile], commits: Sequence[Commit]) -> Opened:
+def opened_at(
+    directory: Path,
+    files: list[ShardFile],
+    commits: Sequence[Commit],
+    said: Base | None = None,
+    users: tuple[UUID, ...] = (),
+) -> Opened:
     """What *commits*, one of each shard, say. Raises: MixedShards, CorruptShard, …"""
     footers = [each.footer for each in commits]
     indexes = [each.index for each in commits]
     _check_set(directory, files, commits)
-    frames = [_frames(file, index) for file, index in zip(files, indexes, strict=True)]
+    if said is not None:
+        indexes = _as_said(directory, indexes, said)
+    frames = [frames_of(file, index) for file, index in zip(files, indexes, strict=True)]
     first = indexes[0]
     sealed = footers[0].sealed
     commit_ends = [each.end for each in commits]
+    codec = _codec_said(files[0], codec_of(EXTENSIONS[files[0].path.suffix]), first)
+    for frame in chain.from_iterable(frames if said is not None else ()):
+        frame.home = files, codec
+    base = None
+    if first.base is not None:
+        base = _open_base(directory, first.base, (*users, first.checkpoint))
+    try:
+        contents = replayed(files, frames, indexes, base.contents if base else None)
+    except BaseException:
+        if base is not None:
+            base.close()
+        raise
     return Opened(
         directory,
         files,
-        _codec_said(files[0], codec_of(EXTENSIONS[files[0].path.suffix]), first),
+        codec,
         commit=first.commit,
         sealed=sealed,
         checkpoint=first.checkpoint,
@@ -155,14 +193,44 @@ def opened_at(directory: Path, files: list[ShardFile], commits: Sequence[Commit]
         committed_ns=first.committed_ns,
         tool=first.tool,
         next_seq=first.content_seq if sealed else footers[0].next_seq,
-        contents=_replay(files, frames, indexes),
+        contents=contents,
         frames=frames,
         markers=[index.markers for index in indexes],
         commit_ends=commit_ends,
         ends=[index.content_end for index in indexes] if sealed else commit_ends,
         footers=commit_ends,
         lengths=commit_ends,
+        base=base,
+        base_said=first.base,
     )
+
+
+def _open_base(directory: Path, said: Base, users: tuple[UUID, ...]) -> Opened:
+    path = directory.resolve().parent / said.name
+    if said.checkpoint in users or len(users) > MAX_CHAIN or path.is_symlink():
+        raise BaseUnusable(f"{directory}: {path} cannot be its base: a circle, or a way too long")
+    try:
+        return open_checkpoint(path, said, users)
+    except CheckpointMissing:
+        raise BaseUnusable(f"{directory}: its base {path} is missing: bring it back") from None
+    except BaseUnusable:
+        raise
+    except CheckpointError as exc:
+        raise BaseUnusable(f"{directory}: its base cannot be used: {exc}") from exc
+
+
+def _as_said(directory: Path, indexes: Sequence[Index], said: Base) -> list[Index]:
+    """The indexes, cut to what they were then. Raises: BaseUnusable."""
+    then = [
+        replace(index, frames=index.frames[:frames], markers=index.markers[:markers])
+        for index, frames, markers in zip(indexes, said.frames, said.markers, strict=False)
+    ]
+    digest = digest_of((index.frames, index.markers) for index in then)
+    if len(indexes) != len(said.frames) or indexes[0].checkpoint != said.checkpoint:
+        raise BaseUnusable(f"{directory} is not the checkpoint that was taken as a base")
+    if digest != said.digest:
+        raise BaseUnusable(f"{directory} was changed since it was taken as a base")
+    return then
 
 
 def _footers_behind(
@@ -304,75 +372,6 @@ def _common(index: Index, footer: Footer) -> tuple[object, ...]:
     """What all shards of one commit say alike."""
     return (
         (index.shards, index.codec, index.content_seq, index.created_ns, index.committed_ns),
-        index.unfinished,
+        (index.unfinished, index.base),
         (footer.sealed, footer.next_seq),
     )
-
-
-def _frames(file: ShardFile, index: Index) -> list[Frame]:
-    frames: list[Frame] = []
-    at = 0
-    for row in index.frames:
-        if not 0 < max(row.raw_len, row.stored_len) <= MAX_FRAME_LEN or row.records == 0:
-            raise CorruptShard(f"{file.path}: the index has a frame of impossible size")
-        if row.offset < at or row.offset + row.stored_len > index.content_end:
-            raise CorruptShard(f"{file.path}: the index has frames that overlap")
-        at = row.offset + row.stored_len
-        frames.append(
-            Frame(
-                index.shard,
-                raw_len=row.raw_len,
-                records=row.records,
-                offset=row.offset,
-                stored_len=row.stored_len,
-                checksum=row.checksum,
-                landed=True,
-            )
-        )
-    return frames
-
-
-def _records(
-    file: ShardFile, frames: Sequence[Frame], index: Index
-) -> Iterator[tuple[int, Marker, Frame, int]]:
-    """Each record of a shard as (seq, marker, frame, where its payload lies in the frame)."""
-    markers = parse(index.markers, payloads=False)
-    last_seq, last_at = -1, 0
-    for frame in frames:
-        at = 0
-        for _ in range(frame.records):
-            marker, marker_end = next(markers, (None, 0))
-            if marker is None or marker.seq <= last_seq or marker.seq >= index.content_seq:
-                raise CorruptShard(f"{file.path}: the index's records are out of order")
-            last_seq = marker.seq
-            at += marker_end - last_at
-            last_at = marker_end
-            yield marker.seq, marker, frame, at
-            at += marker.payload_len
-        if at != frame.raw_len:
-            raise CorruptShard(f"{file.path}: the index's records do not fill their frame")
-    if next(markers, None) is not None:
-        raise CorruptShard(f"{file.path}: the index has records without a frame")
-
-
-def _replay(
-    files: Sequence[ShardFile], frames: Sequence[Sequence[Frame]], indexes: Sequence[Index]
-) -> Contents:
-    contents = Contents()
-    streams = [_records(*each) for each in zip(files, frames, indexes, strict=True)]
-    last_seq = -1
-    try:
-        for seq, marker, frame, at in heapq.merge(*streams, key=lambda record: record[0]):
-            if seq == last_seq:
-                raise CorruptShard(f"two records have the sequence number {seq}")
-            last_seq = seq
-            contents.apply(marker, frame, at)
-    except CheckpointError as exc:
-        if str(exc).startswith(str(files[0].path.parent)):
-            raise
-        raise CorruptShard(f"{files[0].path.parent}: {exc}") from exc
-    contents.drop_hidden()
-    for name in indexes[0].unfinished:
-        if (image := contents.images.get(name)) is not None:
-            image.unfinished = True
-    return contents

@@ -89,13 +89,14 @@ class Reader:
     ) -> None:
         """Start loading what a sequential reader wants after *offset*."""
         wanted: dict[Frame, None] = {}
-        for piece in islice(extents.following(offset), READ_AHEAD_EXTENTS):
+        ahead = extents.slices(offset, max(extents.end - offset, 0))
+        for piece in islice(ahead, READ_AHEAD_EXTENTS):
             if len(wanted) == READ_AHEAD_FRAMES:
                 break
             if piece.frame is not None and piece.frame.landed:
                 wanted[piece.frame] = None
         for frame in wanted:
-            self.fetch(files, codec, frame)
+            self.fetch(*(frame.home or (files, codec)), frame)
 
     def _make_room(self, length: int) -> None:
         for frame, future in list(self._cache.items()):

@@ -40,18 +40,22 @@ _NUMBERS: Final = {
     105: "mtime_ns",
     106: "truncate",
     107: "unlink",
+    111: "patch_data",
 }
 _STRINGS: Final = {2: "filename", 108: "rename_to", 109: "symlink_to"}
-_HIDDEN: Final = 110
+_BLOBS: Final = {110: "hidden", 112: "runs"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marker:
-    """What one record says. Exactly one of filename, file_data, file_eof, image_eof is set.
+    """What one record says.
+
+    Exactly one of filename, file_data, file_eof, image_eof, patch_data is set.
 
     `filename` selects the file that following records speak of, and creates it if it is new;
     with one of truncate, unlink, rename_to, symlink_to, mode, … it also changes that file.
     `file_data` is the payload's length in bytes; `offset` where it goes (absent: at the end).
+    `patch_data` is the same of bytes that are in part a base's, as `runs` says; see `patches`.
     """
 
     seq: int
@@ -69,11 +73,13 @@ class Marker:
     rename_to: str | None = None
     symlink_to: str | None = None
     hidden: bytes | None = None
+    patch_data: int | None = None
+    runs: bytes | None = None
 
     @property
     def payload_len(self) -> int:
         """Bytes of payload that follow this marker."""
-        return self.file_data or 0
+        return self.file_data or self.patch_data or 0
 
 
 def encode(marker: Marker) -> bytes:
@@ -84,14 +90,16 @@ def encode(marker: Marker) -> bytes:
         # False and None are left out; so is seq 0, as proto3 does. Other zeros mean something.
         if value is None or value is False or (number == 1 and value == 0):
             continue
-        _put_varint(body, number << 3 | _VARINT)
-        _put_varint(body, int(value))
+        put_varint(body, number << 3 | _VARINT)
+        put_varint(body, int(value))
     for number, name in _STRINGS.items():
         text = getattr(marker, name)
         if text is not None:
             _put_bytes(body, number, text.encode("utf-8", "surrogateescape"))
-    if marker.hidden is not None:
-        _put_bytes(body, _HIDDEN, marker.hidden)
+    for number, name in _BLOBS.items():
+        blob = getattr(marker, name)
+        if blob is not None:
+            _put_bytes(body, number, blob)
     if len(body) > MAX_MARKER_LEN:
         raise ValueError(f"marker of {len(body)} bytes, at most {MAX_MARKER_LEN}")
     return _LENGTH.pack(len(body)) + bytes(body)
@@ -105,22 +113,22 @@ def decode(body: bytes) -> Marker:
     fields: dict[str, int | str | bytes | bool] = {"seq": 0}
     at, end = 0, len(body)
     while at < end:
-        key, at = _get_varint(body, at)
+        key, at = get_varint(body, at)
         number, wire = key >> 3, key & 7
         if wire == _VARINT:
-            value, at = _get_varint(body, at)
+            value, at = get_varint(body, at)
             if name := _NUMBERS.get(number):
                 fields[name] = bool(value) if number in (4, 5, 107) else value
         elif wire == _BYTES:
-            length, at = _get_varint(body, at)
+            length, at = get_varint(body, at)
             if length > end - at:
                 raise CorruptShard("marker: a field is longer than the marker")
             raw = body[at : at + length]
             at += length
             if name := _STRINGS.get(number):
                 fields[name] = raw.decode("utf-8", "surrogateescape")
-            elif number == _HIDDEN:
-                fields["hidden"] = raw
+            elif name := _BLOBS.get(number):
+                fields[name] = raw
         elif wire in (_FIXED64, _FIXED32):
             at += 8 if wire == _FIXED64 else 4
             if at > end:
@@ -129,10 +137,11 @@ def decode(body: bytes) -> Marker:
             raise CorruptShard(f"marker: protobuf wire type {wire} is not known")
     marker = Marker(**fields)  # type: ignore[arg-type]
     bodies = (marker.filename is not None) + (marker.file_data is not None)
+    bodies += marker.patch_data is not None
     if bodies + marker.file_eof + marker.image_eof != 1:
         raise CorruptShard("marker: not exactly one of filename, file_data, file_eof, image_eof")
-    if (marker.file_data or 0) >= 1 << 32:
-        raise CorruptShard(f"marker: payload of {marker.file_data} bytes does not fit 32 bits")
+    if marker.payload_len >= 1 << 32:
+        raise CorruptShard(f"marker: payload of {marker.payload_len} bytes does not fit 32 bits")
     return marker
 
 
@@ -162,7 +171,7 @@ def parse(stream: bytes | memoryview, *, payloads: bool) -> Iterator[tuple[Marke
             at += marker.payload_len
 
 
-def _put_varint(out: bytearray, value: int) -> None:
+def put_varint(out: bytearray, value: int) -> None:
     if not 0 <= value <= _U64_MAX:
         raise ValueError(f"{value} does not fit an unsigned 64-bit field")
     while value >= 0x80:
@@ -172,12 +181,12 @@ def _put_varint(out: bytearray, value: int) -> None:
 
 
 def _put_bytes(out: bytearray, number: int, value: bytes) -> None:
-    _put_varint(out, number << 3 | _BYTES)
-    _put_varint(out, len(value))
+    put_varint(out, number << 3 | _BYTES)
+    put_varint(out, len(value))
     out += value
 
 
-def _get_varint(body: bytes, at: int) -> tuple[int, int]:
+def get_varint(body: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while at < len(body):
         byte = body[at]

@@ -13,7 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
 
-from cedanafs.errors import CheckpointError, CheckpointIncomplete, CorruptShard, StoreBusy
+from cedanafs.errors import (
+    BaseUnusable,
+    CheckpointError,
+    CheckpointIncomplete,
+    CorruptShard,
+    StoreBusy,
+)
 from cedanafs.shard.appender import cut
 from cedanafs.shard.audit import Audit, audit, extract_images, verify
 from cedanafs.shard.checkpoint import Checkpoint
@@ -105,6 +111,8 @@ def diagnose(directory: Path) -> Diagnosis:
     try:
         try:
             opened = open_checkpoint(directory)
+        except BaseUnusable:
+            raise
         except CheckpointError as exc:
             damages: tuple[str, ...] = (str(exc),)
             unfinished: list[str] = []
@@ -265,6 +273,8 @@ def _at(shards: _Shards, number: int) -> tuple[Opened | None, list[Commit]]:
         return None, []
     try:
         return opened_at(shards.directory, shards.files, commits), commits
+    except BaseUnusable:
+        raise
     except CheckpointError:
         return None, []
 

@@ -30,6 +30,9 @@ from cedanafs.shard.format import MAX_SHARDS
 MAX_OFFSET: Final = 1 << 62
 """No file reaches it, and not every number of a shard can be an offset for the kernel."""
 
+PAGES_NAME: Final = ".cedanafs-pages"
+"""What may lie beside the shards and can be made again, see `pages`."""
+
 _SHARD_NAME: Final = re.compile(r"img-(0|[1-9][0-9]{0,2})(\.[a-z0-9]+)?")
 
 
@@ -131,6 +134,10 @@ class ShardFile:
         with _store_errors("truncate", self.path):
             os.ftruncate(self._fd, length)
 
+    def lock_shared(self) -> None:
+        """Keep whoever writes or removes it out, until it is closed. Raises: StoreBusy."""
+        _flock(self._fd, self.path, "is being written just now: no base yet", fcntl.LOCK_SH)
+
     def lock(self) -> None:
         """Keep other writers on this machine out, until it is closed. Raises: StoreBusy."""
         _flock(self._fd, self.path, "another server is writing to this checkpoint")
@@ -204,6 +211,7 @@ def require_shards(directory: Path) -> list[Path]:
 def remove_shards(directory: Path) -> None:
     """Remove every shard file of *directory*, whatever state they are in."""
     with _store_errors("remove the shards of", directory):
+        (directory / PAGES_NAME).unlink(missing_ok=True)
         for name in sorted(os.listdir(directory)):
             if is_shard_name(name):
                 os.unlink(directory / name)
@@ -250,9 +258,9 @@ def locked(directory: Path, why: str) -> Iterator[None]:
         os.close(fd)
 
 
-def _flock(fd: int, path: Path, why: str) -> None:
+def _flock(fd: int, path: Path, why: str, kind: int = fcntl.LOCK_EX) -> None:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StoreBusy(f"{path}: {why}") from None
     except OSError as exc:

@@ -70,20 +70,6 @@ def test_slices_are_what_was_put_last(some: list[tuple], offset: int, length: in
     assert read(extents, offset, length) == padded[offset : offset + length]
 
 
-@given(st.lists(changes, max_size=10), st.integers(0, SIZE))
-def test_what_follows_begins_at_the_extent_of_the_offset(some: list[tuple], offset: int) -> None:
-    extents = ExtentMap()
-    for change in some:
-        getattr(extents, change[0])(*change[1:])
-    following = list(extents.following(offset))
-    everything = [piece for _, piece in extents]
-    assert following == everything[len(everything) - len(following) :]
-    skipped = [start for start, _ in extents][: len(everything) - len(following)]
-    here = [start for start, _ in extents][len(skipped) :]
-    assert all(start <= offset for start in skipped)
-    assert all(start > offset for start in here[1:])
-
-
 def test_nothing_is_asked_of_an_empty_map() -> None:
     extents = ExtentMap()
     extents.truncate(0)

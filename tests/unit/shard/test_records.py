@@ -63,6 +63,8 @@ def message_class() -> type:
         (108, "rename_to", kind.TYPE_STRING),
         (109, "symlink_to", kind.TYPE_STRING),
         (110, "hidden", kind.TYPE_BYTES),
+        (111, "patch_data", kind.TYPE_UINT32),
+        (112, "runs", kind.TYPE_BYTES),
     ]:
         field = message.field.add(
             name=name, number=number, type=field_type, label=kind.LABEL_OPTIONAL
@@ -111,7 +113,7 @@ def test_we_read_what_protobuf_writes(marker: Marker) -> None:
 
 @given(markers, st.data())
 def test_unknown_fields_are_skipped(marker: Marker, data: st.DataObject) -> None:
-    number = data.draw(st.integers(111, (1 << 29) - 1))
+    number = data.draw(st.integers(113, (1 << 29) - 1))
     wire, value = data.draw(
         st.sampled_from([(0, b"\xff\x01"), (1, bytes(8)), (2, b"\x03abc"), (5, bytes(4))])
     )

@@ -1,0 +1,131 @@
+"""A checkpoint as the base of others: taken as one, who uses it, and no longer needed. Blocking."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cedanafs.errors import (
+    BaseUnusable,
+    CedanaFsError,
+    CheckpointMissing,
+    StoreBusy,
+    StoreError,
+    UsageError,
+)
+from cedanafs.shard.audit import require_complete
+from cedanafs.shard.codec import EXTENSIONS, codec_of
+from cedanafs.shard.commit import Base, digest_of
+from cedanafs.shard.contents import is_image_name
+from cedanafs.shard.format import Carrier
+from cedanafs.shard.opening import MAX_CHAIN, Opened, open_checkpoint
+from cedanafs.shard.scan import scan
+from cedanafs.shard.store import (
+    ShardFile,
+    is_shard_name,
+    remove_shards,
+    require_shards,
+    shard_paths,
+)
+
+
+def take_base(directory: Path, name: str) -> tuple[Base, Opened]:
+    """The checkpoint *name* beside *directory*, to refer to; nobody writes it until it is closed.
+
+    Raises: UsageError, CheckpointError, StoreBusy when somebody writes it, StoreError.
+    """
+    directory = directory.resolve()
+    path = directory.parent / name
+    if not is_image_name(name) or path == directory or path.is_symlink():
+        raise UsageError(f"--base {name!r}: the name of another checkpoint beside {directory}")
+    opened = open_checkpoint(path)
+    try:
+        opened.files[0].lock_shared()
+        if opened.files[0].length() != opened.lengths[0]:
+            raise StoreBusy(f"{path}: is being written just now: no base yet")
+        require_complete(opened)
+        depth, each = 1, opened
+        while each.base is not None:
+            depth, each = depth + 1, each.base
+        if depth > MAX_CHAIN:
+            raise UsageError(f"--base {name}: {depth} checkpoints in a row: flatten one of them")
+        for frames in opened.frames:
+            for frame in frames:
+                frame.home = opened.files, opened.codec
+        assert opened.checkpoint is not None
+        said = Base(
+            name=name,
+            checkpoint=opened.checkpoint,
+            commit=opened.commit,
+            frames=tuple(map(len, opened.frames)),
+            markers=tuple(map(len, opened.markers)),
+            digest=digest_of(zip(opened.frames, opened.markers, strict=True)),
+        )
+        return said, opened
+    except BaseException:
+        opened.close()
+        raise
+
+
+def users_of(directory: Path) -> list[str]:
+    """The checkpoints beside *directory* that have it as their base.
+
+    Raises: StoreError; CheckpointError when one of them cannot be asked.
+    """
+    directory = directory.resolve()
+    users = []
+    for entry in sorted(os.scandir(directory.parent), key=lambda entry: entry.name):
+        if not entry.is_dir(follow_symlinks=False) or entry.name == directory.name:
+            continue
+        try:
+            base = _base_of(Path(entry.path))
+        except StoreError:
+            raise
+        except CedanaFsError as exc:
+            raise BaseUnusable(
+                f"whether {entry.name} needs {directory.name} cannot be told: {exc}"
+            ) from exc
+        if base is not None and base.name == directory.name:
+            users.append(entry.name)
+    return users
+
+
+def _base_of(directory: Path) -> Base | None:
+    """What the last commit of the checkpoint's first shard says; None where there is none."""
+    paths = shard_paths(directory)
+    if not paths:
+        return None
+    file = ShardFile.open(paths[0])
+    try:
+        carrier = Carrier(codec_of(EXTENSIONS[paths[0].suffix]))
+        last = scan(file, carrier, file.length()).last
+        return last.index.base if last is not None else None
+    finally:
+        file.close()
+
+
+def refuse_if_used(directory: Path, what: str) -> None:
+    """Raises: UsageError that names who has the checkpoint in *directory* as base."""
+    if users := users_of(directory):
+        raise UsageError(
+            f"{directory}: base of {', '.join(users[:5])}: {what} after them, or flatten them"
+        )
+
+
+def remove(directory: Path, *, even_if_used: bool) -> None:
+    """Remove the checkpoint in *directory*. Raises: UsageError when others need it, StoreBusy."""
+    if not directory.is_dir():
+        raise CheckpointMissing(f"{directory}: no such directory")
+    if not any(is_shard_name(name) for name in os.listdir(directory)):
+        require_shards(directory)
+    if not even_if_used:
+        refuse_if_used(directory, "remove it")
+    first = min(name for name in os.listdir(directory) if is_shard_name(name))
+    file = ShardFile.open(directory / first, writable=True)
+    try:
+        file.lock()
+        remove_shards(directory)
+        if not os.listdir(directory):
+            directory.rmdir()
+    finally:
+        file.close()
