@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROOF = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
-PROMISING = ("semantics.md", "security.md", "reliability.md", "options.md")
+PROMISING = ("semantics.md", "security.md", "reliability.md", "options.md", "drivers.md")
 
 
 @pytest.mark.parametrize("name", PROMISING)
