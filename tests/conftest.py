@@ -62,3 +62,23 @@ def start(tmp_path: Path) -> Iterator[StartWorkload]:
     finally:
         for work in running:
             work.kill()
+
+
+@pytest.fixture
+def criu_config() -> Iterator[Path]:
+    """CRIU's configuration of this machine: empty in the test, and as it was after it."""
+    directory = Path("/etc/criu")
+    made = not directory.exists()
+    directory.mkdir(exist_ok=True)
+    before = {path: path.read_text() for path in directory.glob("*.conf")}
+    for path in before:
+        path.unlink()
+    try:
+        yield directory
+    finally:
+        for path in directory.glob("*.conf"):
+            path.unlink()
+        for path, text in before.items():
+            path.write_text(text)
+        if made:
+            directory.rmdir()

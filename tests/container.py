@@ -1,4 +1,4 @@
-"""A runc container that counts: busybox in a directory, no image, no network of its own.
+"""A container of runc's or crun's that counts: busybox in a directory, no image, no network.
 
 with Container(host) as container:
     container.checkpoint(images)                # or "--leave-running", …
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -28,7 +29,7 @@ class Container:
 
     It has a pid, mount, ipc and uts namespace, and those in *namespaces*. *criu_config* is a file
     of CRIU's options, None: what runc's own file says. With a user namespace the *bundle*, a
-    directory, must be one that others can reach.
+    directory, must be one that others can reach. *runtime* is the program and what goes before it.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class Container:
         *,
         namespaces: Collection[str] = (),
         bundle: Path | None = None,
+        runtime: Sequence[object] = ("runc",),
     ) -> None:
         self.id = f"cedanafs-{uuid.uuid4().hex[:8]}"
         self._host = host
+        self._runtime = runtime
         self.bundle = self._bundle = bundle or host.make("bundle")
         self._work = host.make("criu-work")
         self._path = f"{Path(criu_binary).parent}:{os.environ['PATH']}"
@@ -52,7 +55,7 @@ class Container:
         # Its streams must be no files of the host, and no pipes that wait for their end.
         with open(os.devnull, "r+b") as null:
             subprocess.run(
-                ["runc", "run", "-d", "-b", self._bundle, self.id],
+                [*map(str, self._runtime), "run", "-d", "-b", self._bundle, self.id],
                 stdin=null,
                 stdout=null,
                 stderr=null,
@@ -70,13 +73,13 @@ class Container:
         work = ["--work-path", self._work] if work_path else []
         return self._runc("checkpoint", "--image-path", images, *work, *options, self.id)
 
-    def restore(self, images: Path, *, work_path: bool = True) -> None:
+    def restore(self, images: Path, *options: str, work_path: bool = True) -> None:
         work = ["--work-path", self._work] if work_path else []
         with open(os.devnull, "r+b") as null:
             subprocess.run(
                 [
-                    "runc", "restore", "-d", "-b", self._bundle,
-                    "--image-path", images, *work, self.id,
+                    *map(str, self._runtime), "restore", "-d", "-b", self._bundle,
+                    "--image-path", images, *work, *options, self.id,
                 ],
                 stdin=null,
                 stdout=null,
@@ -86,7 +89,11 @@ class Container:
             )  # fmt: skip
 
     def count(self) -> int:
-        return int(self._counter.read_text() or 0) if self._counter.exists() else 0
+        for _ in range(10):
+            if text := self._counter.read_text() if self._counter.exists() else "":
+                return int(text)
+            time.sleep(0.005)  # it may be just being written
+        return 0
 
     def wait_counting(self) -> None:
         """Wait until it counts, which it does only while it runs unharmed."""
@@ -102,7 +109,7 @@ class Container:
         return dict(json.loads(done.stdout)) if done.code == 0 else {}
 
     def _runc(self, *arguments: object) -> Done:
-        return self._host.shell("runc", *arguments, env={"PATH": self._path})
+        return self._host.shell(*self._runtime, *arguments, env={"PATH": self._path})
 
     def _make_bundle(self, criu_config: str | None, namespaces: Collection[str]) -> None:
         rootfs = self._bundle / "rootfs"

@@ -66,8 +66,13 @@ class Podman:
         return done
 
     def count(self) -> int:
-        said = self._run("exec", self.container, "/bin/sh", "-c", "read i </count; echo $i")
-        return int(said.stdout or 0) if said.code == 0 else 0
+        """0 while it does not run."""
+        while True:
+            said = self._run("exec", self.container, "/bin/sh", "-c", "read i </count; echo $i")
+            if said.code != 0:
+                return 0
+            if said.stdout.strip():  # else it was just being written
+                return int(said.stdout)
 
     def wait_counting(self) -> None:
         """Wait until it counts."""

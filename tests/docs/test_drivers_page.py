@@ -41,7 +41,7 @@ def run_block(host: Host, criu_binary: str) -> Iterator[Callable[..., Done]]:
 
 
 def test_there_are_blocks_for_each_use() -> None:
-    counts = {section: len(blocks) for section, blocks in BLOCKS.items()}
+    counts = {section: len(blocks) for section, blocks in BLOCKS.items() if blocks}
     assert counts == {
         "Wait for the commit": 1,
         "runc": 2,

@@ -6,7 +6,6 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from fault import Fault
 from faulty import FaultyStore
 from host import Host, poll
 
-CONFIG_DIR = Path("/etc/criu")
 HOOK = f"action-script {Path(sys.executable).parent}/cedanafs-post-dump\n"
 
 barriers = pytest.mark.parametrize(
@@ -125,28 +123,9 @@ def test_plain_images_of_a_dump_that_is_interrupted(
         assert not list(store.iterdir())
 
 
-@pytest.fixture
-def no_config() -> Iterator[None]:
-    """CRIU's configuration of this machine: none in the test, and as it was after it."""
-    before = {path: path.read_text() for path in CONFIG_DIR.glob("*.conf")}
-    made = not CONFIG_DIR.exists()
-    for path in before:
-        path.unlink()
-    try:
-        yield
-    finally:
-        for path in CONFIG_DIR.glob("*.conf"):
-            path.unlink()
-        for path, text in before.items():
-            path.write_text(text)
-        if made and CONFIG_DIR.exists():
-            CONFIG_DIR.rmdir()
-
-
-@pytest.mark.usefixtures("no_config")
 @pytest.mark.parametrize("option", [[], ["--for", "runc"]], ids=["for all", "for runc"])
 def test_the_hook_that_is_installed_holds_for_every_container(
-    host: Host, faulty: FaultyStore, criu_binary: str, option: list[str]
+    host: Host, faulty: FaultyStore, criu_binary: str, criu_config: Path, option: list[str]
 ) -> None:
     """With no annotation of its own, and no option."""
     with Container(host, criu_binary, None) as container:
@@ -155,7 +134,7 @@ def test_the_hook_that_is_installed_holds_for_every_container(
         assert container.is_running()
         container.wait_counting()
         host.ok("hook", "remove")
-        assert not list(CONFIG_DIR.iterdir())
+        assert not list(criu_config.iterdir())
         assert outcome(host, container, faulty, "b") == 0, "the fault was felt without the hook"
 
 
