@@ -149,7 +149,7 @@ def restore_runc(
                 bundle=bundle.absolute(),
                 root=root,
                 criu_binary=defaults.criu_binary,
-                console_socket=console_socket,
+                console_socket=console_socket.absolute() if console_socket else None,
             ),
             path=path,
             stream=stream or None,

@@ -37,6 +37,7 @@ class Answering:
     """Who answers the script. *environment* is for the process that starts CRIU."""
 
     environment: Mapping[str, str]
+    asked: bool = False
     called_off: bool = False
     """No to everything from now on."""
     failure: Exception | None = field(default=None)
@@ -60,6 +61,7 @@ async def answering(hook: Callable[[], Awaitable[None]]) -> AsyncIterator[Answer
             while True:
                 await trio.lowlevel.wait_readable(ask_end)
                 os.read(ask_end, 64)
+                state.asked = True
                 os.write(answer_end, b"yes\n" if await agreed() else b"no\n")
 
     async def agreed() -> bool:

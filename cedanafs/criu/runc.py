@@ -8,6 +8,7 @@ checkpoint is durable among it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -24,6 +25,8 @@ from cedanafs.criu.binary import find_criu
 from cedanafs.criu.config_file import file_text, lines_of
 from cedanafs.criu.options import DumpOptions, RestoreOptions, rpc_options
 from cedanafs.errors import CriuError, MachineError, UsageError
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE_VARIABLE: Final = "CRIU_CONFIG_FILE"
 
@@ -63,9 +66,9 @@ class Runc:
             raise UsageError(f"--criu-binary {criu}: runc can only run a program called criu")
         return cls(binary, root, criu)
 
-    def command(self, log: Path, *arguments: object) -> list[str]:
+    def command(self, log_path: Path, *arguments: object) -> list[str]:
         root = [] if self.root is None else ["--root", os.fspath(self.root)]
-        return [self.binary, *root, f"--log={log}", "--log-format=json", *map(str, arguments)]
+        return [self.binary, *root, f"--log={log_path}", "--log-format=json", *map(str, arguments)]
 
     def state(self, container: str) -> dict[str, Any] | None:
         """What `runc state` says; None when there is no such container."""
@@ -87,9 +90,9 @@ class Runc:
         self, verb: str, container: str, arguments: list[str], work_dir: Path, env: dict[str, str]
     ) -> trio.Process:
         """Start `runc VERB`, in a session of its own: Ctrl-C is not for it."""
-        log = work_dir / _log_name(verb)
+        log_path = work_dir / _log_name(verb)
         return await trio.lowlevel.open_process(
-            self.command(log, verb, *arguments, "--work-path", work_dir, "--", container),
+            self.command(log_path, verb, *arguments, "--work-path", work_dir, "--", container),
             stdin=subprocess.DEVNULL,  # a container that is restored keeps all three
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -157,7 +160,8 @@ class RunningContainer:
             raise ValueError(f"runc's criu does not ask us at {sorted(unknown)}")
         async with answering(on_notify.get(STAGE, trio.lowlevel.checkpoint)) as asked:
             flags, config = arguments_for(self.options, [find_script()] if on_notify else [])
-            env = self.runc.environment(_written(work_dir, config)) | dict(asked.environment)
+            written = _prepared(work_dir, config, driver.DUMP_LOG, _log_name("checkpoint"))
+            env = self.runc.environment(written) | dict(asked.environment)
             arguments = [*flags, _image_path(images_dir)]
             process = await self.runc.run("checkpoint", self.id, arguments, work_dir, env)
             try:
@@ -171,6 +175,10 @@ class RunningContainer:
                 raise asked.failure
         if process.returncode != 0:
             raise _failure("checkpoint", self.id, work_dir, driver.DUMP_LOG)
+        if on_notify and not asked.asked:
+            log.warning(
+                "%s ended before its checkpoint was committed: criu never asked", self.label
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +243,8 @@ class DumpedContainer:
             f"--pid-file={pid_file}",
             *([f"--console-socket={self.console_socket}"] if self.console_socket else []),
         ]
-        env = self.runc.environment(_written(work_dir, config))
+        written = _prepared(work_dir, config, driver.RESTORE_LOG, _log_name("restore"))
+        env = self.runc.environment(written)
         process = await self.runc.run("restore", self.id, arguments, work_dir, env)
         try:
             await process.wait()
@@ -254,7 +263,10 @@ def _image_path(images_dir: Path) -> str:
     return f"--image-path={images_dir.absolute()}"  # runc works in the bundle
 
 
-def _written(work_dir: Path, config: str) -> Path:
+def _prepared(work_dir: Path, config: str, *logs: str) -> Path:
+    """Write the configuration file; a log of an earlier attempt must not speak for this one."""
+    for name in logs:
+        (work_dir / name).unlink(missing_ok=True)
     path = work_dir / "criu.conf"
     path.write_text(config)
     return path
@@ -262,20 +274,20 @@ def _written(work_dir: Path, config: str) -> Path:
 
 def _failure(verb: str, container: str, work_dir: Path, criu_log: str) -> CriuError:
     """CRIU's own reason if it has one, else runc's."""
-    log = work_dir / criu_log
-    if (reason := driver.reason_in(log)) is None:
-        log = work_dir / _log_name(verb)
-        reason = _last_error(log) or "it gives no reason"
-    return CriuError(f"runc failed to {verb} container {container}: {reason}; log: {log}")
+    log_path = work_dir / criu_log
+    if (reason := driver.reason_in(log_path)) is None:
+        log_path = work_dir / _log_name(verb)
+        reason = _last_error(log_path) or "it gives no reason"
+    return CriuError(f"runc failed to {verb} container {container}: {reason}; log: {log_path}")
 
 
 def _log_name(verb: str) -> str:
     return f"runc-{verb}.log"
 
 
-def _last_error(log: Path) -> str | None:
+def _last_error(log_path: Path) -> str | None:
     try:
-        lines = [json.loads(line) for line in log.read_text(errors="replace").splitlines()]
+        lines = [json.loads(line) for line in log_path.read_text(errors="replace").splitlines()]
         errors = [line["msg"] for line in lines if line["level"] in ("error", "fatal")]
     except (OSError, ValueError, KeyError, TypeError):
         return None

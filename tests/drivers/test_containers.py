@@ -139,3 +139,28 @@ def test_criu_own_reason_and_its_log(host: Host, store: Path, criu_binary: str) 
         host.stock("rm", "-r", log.parent)
         host.ok(*restore, "--tcp-close")
         container.wait_counting()
+
+
+def test_runc_own_reason_where_criu_was_not_even_started(
+    host: Host, store: Path, criu_binary: str
+) -> None:
+    """A log of an earlier attempt in the same --work-path has nothing to say to it."""
+    logs = host.make("logs")
+    (logs / "dump.log").write_text("(0.1) Error (criu/x.c:1): of yesterday\n")
+    broken = host.make("broken") / "criu"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    with Container(host, criu_binary) as container:
+        line = host.refused(
+            5, "dump", "runc", container.id, "--dir", store, "--name", "x",
+            "--work-path", logs, "--criu-binary", broken, match="runc failed to checkpoint",
+        )  # fmt: skip
+        assert line.endswith(f"log: {logs}/runc-checkpoint.log")
+        assert "of yesterday" not in line
+        assert container.is_running()
+        assert not list(store.iterdir())
+        renamed = broken.rename(broken.with_name("criu-4"))
+        host.refused(
+            2, "dump", "runc", container.id, "--dir", store, "--criu-binary", renamed,
+            match="a program called criu",
+        )  # fmt: skip
