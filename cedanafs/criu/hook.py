@@ -1,7 +1,7 @@
 """The action script in CRIU's configuration files: put in, taken out, looked for. Blocking.
 
-CRIU reads default.conf whoever starts it; runc and crun have it read a file of theirs besides. What
-others have written into these files stays as it is.
+CRIU reads default.conf whoever starts it; runc has it read a file of its own besides (crun, as of
+1.21, does not). What others have written into these files stays as it is.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from cedanafs.criu.action_script import SCRIPT
 from cedanafs.errors import UsageError
 
 CONFIG_DIR: Final = Path("/etc/criu")
-FILES: Final[Mapping[str, str]] = MappingProxyType(
-    {"criu": "default.conf", "runc": "runc.conf", "crun": "crun.conf"}
-)
+FILES: Final[Mapping[str, str]] = MappingProxyType({"criu": "default.conf", "runc": "runc.conf"})
 """By driver; `criu`: whatever drives it."""
 
 _MARK: Final = "# By `cedanafs hook install`: tasks die only when their checkpoint is durable."

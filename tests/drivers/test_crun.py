@@ -52,7 +52,7 @@ def test_a_checkpoint_and_its_hook(
     host: Host, store: Path, criu_binary: str, criu_config: Path
 ) -> None:
     """When crun has ended it is durable; the server is killed at once."""
-    host.ok("hook", "install", "--for", "crun")
+    host.ok("hook", "install")
     with (
         host.mounted(store) as mnt,
         crun(host, mnt) as runtime,

@@ -13,8 +13,8 @@ def test_what_others_wrote_stays(host: Host) -> None:
     where = host.make("criu")
     here = ("--config-dir", where)
     (where / "runc.conf").write_text(OTHERS)
-    added = host.ok("hook", "install", "--for", "runc", "--for", "crun", *here).stdout
-    assert [line.split(": ")[1] for line in added.splitlines()] == ["added", "added"]
+    added = host.ok("hook", "install", "--for", "runc", *here).stdout
+    assert added.startswith(f"{where}/runc.conf: added: action-script /")
     script = added.split()[-1]
     text = (where / "runc.conf").read_text()
     assert text.startswith(OTHERS)
@@ -26,14 +26,21 @@ def test_what_others_wrote_stays(host: Host) -> None:
     assert {each["for"]: (each["script"], each["works"]) for each in shown} == {
         "criu": (None, False),
         "runc": (script, True),
-        "crun": (script, True),
     }
     (where / "default.conf").write_text(f"action-script {script}\n")
     said = host.ok("hook", "remove", *here).stdout
     assert "put in by hand, and stays" in said
     assert sorted(path.name for path in where.iterdir()) == ["default.conf", "runc.conf"]
     assert (where / "runc.conf").read_text() == OTHERS
-    assert "nothing of ours" in host.ok("hook", "remove", "--for", "crun", *here).stdout
+    assert "nothing of ours" in host.ok("hook", "remove", "--for", "runc", *here).stdout
+
+
+def test_a_file_of_ours_alone_goes(host: Host) -> None:
+    where = host.make("criu")
+    host.ok("hook", "install", "--config-dir", where)
+    assert [path.name for path in where.iterdir()] == ["default.conf"]
+    assert "removed" in host.ok("hook", "remove", "--config-dir", where).stdout
+    assert not list(where.iterdir())
 
 
 def test_a_script_that_moved_is_put_in_anew(host: Host) -> None:
