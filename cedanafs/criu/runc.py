@@ -42,7 +42,7 @@ _FLAGS: Final[Mapping[str, str]] = {
 _MODE: Final = "manage_cgroups_mode"
 # `runc checkpoint` knows which process it is, and always has CRIU log at level 4.
 _NOT_OURS: Final = frozenset({"pid", "log_level"})
-_RUNC_S_OWN: Final = frozenset({"root", "empty_ns", "manage_cgroups", "lazy_pages", "status_fd"})
+_RUNC_S_OWN: Final = frozenset({"root", "empty_ns", "manage_cgroups"})
 
 
 @dataclass(frozen=True, slots=True)

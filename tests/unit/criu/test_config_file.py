@@ -60,9 +60,9 @@ def test_what_runc_has_a_flag_for_goes_there(monkeypatch: pytest.MonkeyPatch) ->
     assert config == "timeout 7\naction-script /opt/script\n"
 
 
-@pytest.mark.parametrize("option", ["root", "empty_ns", "lazy_pages"])
+@pytest.mark.parametrize("option", ["root", "empty_ns", "manage_cgroups"])
 def test_what_runc_says_itself(option: str) -> None:
-    value: object = {"root": "/", "empty_ns": 1, "lazy_pages": True}[option]
+    value: object = {"root": "/", "empty_ns": 1, "manage_cgroups": True}[option]
     with pytest.raises(UsageError, match="set by runc itself"):
         arguments_for(RestoreOptions(criu_opts={option: value}), [])
 
