@@ -88,25 +88,6 @@ def test_dump_runc_that_is_interrupted(host: Host, faulty: FaultyStore, criu_bin
         assert container.is_running()
 
 
-def test_dump_runc_that_is_killed(host: Host, faulty: FaultyStore, criu_binary: str) -> None:
-    """While CRIU waits for its word: nobody answers, which is no yes."""
-    with Container(host, criu_binary) as container:
-        faulty.fail(Fault("fsync", hang=True, where="/x/"))
-        dump = ("dump", "runc", container.id, "--dir", faulty.path, "--name", "x")
-        with host.started(*dump) as process, faulty.healed_at_the_end():
-            poll(lambda: faulty.seen().hanging, "a store that hangs")
-            (own_mount,) = host.own_mounts()
-            process.kill()
-            faulty.heal()  # who waits for it in the kernel cannot end
-            process.communicate(timeout=60)
-        poll(container.is_running, "the container")
-        container.wait_counting()
-        host.stock("umount", "-l", own_mount)
-        own_mount.rmdir()
-        for left in host.temporary.iterdir():
-            host.stock("rm", "-r", left)
-
-
 def test_plain_images_of_a_dump_that_is_interrupted(
     host: Host, store: Path, criu_binary: str
 ) -> None:
