@@ -22,16 +22,16 @@ from pathlib import Path
 from cedanafs.criu.stats import parse_stats
 
 PROGRAM = """
-import os, random, signal, sys, time
+import mmap, os, random, signal, sys, time
 mib, part = 1 << 20, float(sys.argv[2])
 text = b"".join(b"%d: a line of text, as logs and tables have them\\n" % i for i in range(30000))
-memory = bytearray()
+memory = mmap.mmap(-1, int(sys.argv[1]) * mib, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for i in range(int(sys.argv[1])):
-    memory += (os.urandom(mib), text[:mib].ljust(mib, b"."), bytes([i % 256]) * mib)[i % 3]
+    memory[i * mib : (i + 1) * mib] = (os.urandom(mib), text[:mib].ljust(mib, b"."), bytes([i % 256]) * mib)[i % 3]
 def change(*_):
     pages = len(memory) // 4096
     for page in random.sample(range(pages), int(pages * part)):
-        memory[page * 4096 : page * 4096 + 4096] = os.urandom(4096)
+        memory[page * 4096 : page * 4096 + 64] = os.urandom(64)
     print("changed", flush=True)
 signal.signal(signal.SIGUSR1, change)
 change()

@@ -98,8 +98,10 @@ class Directories:
             return
         try:
             await self._patience.on_thread(None, lambda: refuse_if_used(directory.path, "do it"))
-        except (UsageError, CheckpointError) as exc:
+        except CheckpointError as exc:  # one damaged checkpoint must not keep all others there
             logger.warning("%s", exc)
+        except UsageError as exc:
+            logger.error("%s", exc)
             raise OSError(errno.EBUSY, str(exc), directory.name) from exc
 
     async def _commit_removal(self, parent: Directory, name: str) -> None:
