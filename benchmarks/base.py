@@ -27,7 +27,8 @@ mib, part = 1 << 20, float(sys.argv[2])
 text = b"".join(b"%d: a line of text, as logs and tables have them\\n" % i for i in range(30000))
 memory = mmap.mmap(-1, int(sys.argv[1]) * mib, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 for i in range(int(sys.argv[1])):
-    memory[i * mib : (i + 1) * mib] = (os.urandom(mib), text[:mib].ljust(mib, b"."), bytes([i % 256]) * mib)[i % 3]
+    block = (os.urandom(mib), text[:mib].ljust(mib, b"."), bytes([i % 256]) * mib)[i % 3]
+    memory[i * mib : (i + 1) * mib] = block
 def change(*_):
     pages = len(memory) // 4096
     for page in random.sample(range(pages), int(pages * part)):
