@@ -14,7 +14,7 @@ setup: machine .venv/.criu ## install what demo, test and bench need
 demo: machine .venv/.criu ## checkpoint and restore a process through a mount
 	scripts/demo
 
-test: machine lint .venv/.criu ## lint, then run the tests (PYTEST_ARGS="-x -k mount" picks some)
+test: machine lint .venv/.criu programs ## lint, then run the tests (PYTEST_ARGS="-x -k mount" picks some)
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: .venv/.packages ## check style, types and the order of imports
@@ -56,8 +56,11 @@ clean: ## remove all that was built or installed here; system packages stay
 system:
 	@scripts/setup-system
 
+programs: # that tests/live dumps at work
+	@scripts/setup-system redis-server postgresql nodejs
+
 machine:
 	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))
 	$(if $(wildcard /dev/fuse),,$(error there is no /dev/fuse: load the kernel module fuse, or hand the device to the container))
 
-.PHONY: help setup demo test lint bench figures soak clean system machine
+.PHONY: help setup demo test lint bench figures soak clean system programs machine
