@@ -34,6 +34,12 @@ def images() -> ModuleType:
 
 
 @functools.cache
+def file_entries() -> ModuleType:
+    """The messages of CRIU's files.img. Raises: MachineError when pycriu is missing."""
+    return _load("pycriu.images.fdinfo_pb2")
+
+
+@functools.cache
 def json_format() -> ModuleType:
     """protobuf's own check of plain values against a message's fields."""
     return _load("google.protobuf.json_format")
