@@ -67,13 +67,15 @@ async def dump(
     *,
     directory: Path,
     name: str | None,
+    parent: str | None = None,
     settings: MountSettings | None,
     report: Report,
     work_dir: Path | None = None,
 ) -> Path:
     """Dump what *find* returns into *directory*/*name*; returns that path, the checkpoint.
 
-    *find* is called once the machine is known to do. *settings* say how it is streamed (their
+    *find* is called once the machine is known to do. *parent* is the name in *directory* of the
+    checkpoint that this one builds on. *settings* say how it is streamed (their
     store is not used); None: plain CRIU images. When this returns the checkpoint is durable; unless
     the tasks were left running, it was so before they died. When it raises they run on, and nothing
     of the dump is left, but for a commit whose last fsync failed though it is whole: what says it
@@ -84,12 +86,15 @@ async def dump(
     target = find()
     if name is None:
         name = f"dump-{target.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if not name or "/" in name or name in (".", "..") or name.startswith(".cedanafs"):
-        raise UsageError(f"--name {name!r}: a checkpoint's name is one path component")
+    for option, each in (("--name", name), ("--parent", parent)):
+        if each is not None and not _is_name(each):
+            raise UsageError(f"{option} {each!r}: a checkpoint's name is one path component")
+    if parent == name:
+        raise UsageError(f"--parent {parent}: that is the name of the dump itself")
     with _logs_in(work_dir, "cedanafs-dump-") as logs:
         committed = None
         try:
-            async with images_of_dump(directory, name, settings, target.pid) as images:
+            async with images_of_dump(directory, name, parent, settings, target.pid) as images:
                 await _dump_into(images, target, logs, report)
                 committed = images.kept_at
                 await trio.to_thread.run_sync(_keep_logs, logs, images.path)
@@ -209,6 +214,10 @@ async def restore(
                     await pages.all_arrived()
     report.say(f"restored process {pid}")
     return pid
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and "/" not in text and text not in (".", "..") and text[:9] != ".cedanafs"
 
 
 @contextmanager

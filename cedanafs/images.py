@@ -27,6 +27,7 @@ from cedanafs.fs.mounts import (
 from cedanafs.fs.namespace import ROOT
 from cedanafs.shard.audit import INVENTORY, require_complete
 from cedanafs.shard.bases import take_base
+from cedanafs.shard.chain import chain
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.store import PAGES_NAME, is_shard_name, shard_paths
 
@@ -88,15 +89,24 @@ class Images:
 
 @asynccontextmanager
 async def images_of_dump(
-    directory: Path, name: str, settings: MountSettings | None, pid: int
+    directory: Path, name: str, parent: str | None, settings: MountSettings | None, pid: int
 ) -> AsyncIterator[Images]:
-    """The directory to dump into: in a mount that is there, in one of our own, or plain."""
+    """The directory to dump into: in a mount that is there, in one of our own, or plain.
+
+    *parent*, if not None, is to be reachable from it as `../parent`.
+    """
     if not directory.is_dir():
         raise UsageError(f"--dir {directory} is not a directory")
     mount = mount_holding(directory)
     if mount is None and settings is not None and (of_store := mount_of_store(directory)):
         mount, directory = of_store, of_store.mountpoint
     path = directory / name
+    if parent is not None:
+        if settings is not None and settings.base is not None:
+            raise UsageError("--parent and --base both leave out what an earlier dump has: use one")
+        if not (directory / parent).is_dir():
+            raise UsageError(f"--parent {parent}: there is none in {directory}")
+        await trio.to_thread.run_sync(chain, directory / parent)
     if mount is not None:
         if settings is None:
             raise UsageError(f"--stream 0: {directory} is in a mount, which streams")
@@ -121,13 +131,13 @@ async def images_of_dump(
             raise UsageError(f"{path} is not empty: choose another --name")
         yield Images(path, path, streamed=False, done_bytes=lambda: _bytes_in(path))
     else:
-        async with _own_mount(path, settings) as images:
+        async with _own_mount(path, directory if parent else path, settings) as images:
             yield images
 
 
 @asynccontextmanager
-async def _own_mount(path: Path, settings: MountSettings) -> AsyncIterator[Images]:
-    """The checkpoint directory *path* mounted for this dump alone."""
+async def _own_mount(path: Path, root: Path, settings: MountSettings) -> AsyncIterator[Images]:
+    """The checkpoint directory *path*, in *root* or *root* itself, mounted for this dump alone."""
     made = _made_directory(path)
     others = {entry.name for entry in path.iterdir()} - {PAGES_NAME}
     if not made and not all(map(is_shard_name, others)):
@@ -136,18 +146,20 @@ async def _own_mount(path: Path, settings: MountSettings) -> AsyncIterator[Image
         raise UsageError(f"--base {settings.base}: {path} is there already: choose another --name")
     mountpoint = _new_mountpoint()
     # Nothing is committed but by us: until the dump is whole, an earlier one stays what it was.
-    own = replace(settings, store=path.resolve(), quiet_s=None)
+    own = replace(settings, store=root.resolve(), quiet_s=None)
+    below = path.relative_to(root)
+    images_dir = mountpoint / below
     try:
         async with mounted(own, mountpoint) as filesystem:
-            await trio.to_thread.run_sync(_make_empty, mountpoint, path)
+            await trio.to_thread.run_sync(_make_empty, images_dir, path)
             if own.base is not None:
                 await filesystem.take_base(ROOT, own.base)
             yield Images(
-                mountpoint,
+                images_dir,
                 path,
                 streamed=True,
                 done_bytes=lambda: filesystem.statistics().written_bytes,
-                call_off=lambda: trio.from_thread.run_sync(filesystem.call_off, "."),
+                call_off=lambda: trio.from_thread.run_sync(filesystem.call_off, str(below)),
             )
     finally:
         with suppress(OSError):
@@ -179,8 +191,10 @@ async def images_of_restore(
         opened = await trio.to_thread.run_sync(open_checkpoint, path)
         opened.close()
         require_complete(opened)
+        path = path.resolve()
+        root = Path(os.path.commonpath(await trio.to_thread.run_sync(chain, path)))
         settings = replace(defaults, stream=shards).mount_settings(
-            path.resolve(),
+            root,
             read_only=True,
             allow_other=for_others,
             root_mode=0o711 if for_others else 0o700,
@@ -192,7 +206,7 @@ async def images_of_restore(
                 mountpoint.mkdir()
             async with mounted(settings, mountpoint) as filesystem:
                 yield Images(
-                    mountpoint,
+                    mountpoint / path.relative_to(root),
                     path,
                     streamed=True,
                     done_bytes=lambda: filesystem.statistics().read_bytes,
@@ -203,6 +217,7 @@ async def images_of_restore(
                 mountpoint.rmdir()
                 private.rmdir()
     elif await trio.to_thread.run_sync((path / INVENTORY).exists):
+        await trio.to_thread.run_sync(chain, path.absolute())
         yield Images(path, path, streamed=mount is not None, done_bytes=lambda: 0)
     else:
         raise CheckpointMissing(f"{path}: no checkpoint here: no img-0 and no {INVENTORY}")

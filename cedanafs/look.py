@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cedanafs.errors import CedanaFsError, StoreError
 from cedanafs.shard.audit import what_is_missing
+from cedanafs.shard.chain import PARENT
 from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.store import is_shard_name
 
@@ -35,8 +36,9 @@ class ShardSummary:
 class CheckpointSummary:
     """A checkpoint at a glance. `state` is complete, incomplete or damaged; `problem` says why.
 
-    `raw_bytes` counts the images as CRIU sees them, `stored_bytes` the shards up to the last
-    commit; `shared_bytes` of the images are those of `base`. Times are nanoseconds since 1970.
+    `parent` is what it builds on, as CRIU's link says, relative to it. `raw_bytes` counts the
+    images as CRIU sees them, `stored_bytes` the shards up to the last commit; `shared_bytes` of the
+    images are those of `base`. Times are nanoseconds since 1970.
     """
 
     path: str
@@ -50,6 +52,7 @@ class CheckpointSummary:
     created_ns: int = 0
     committed_ns: int = 0
     tool: str = ""
+    parent: str | None = None
     raw_bytes: int = 0
     stored_bytes: int = 0
     torn_bytes: int = 0
@@ -101,7 +104,11 @@ def _or_problem(directory: Path) -> CheckpointSummary:
 
 
 def _summary(opened: Opened) -> CheckpointSummary:
+    link = opened.contents.images.get(PARENT)
+    parent = link.symlink_to if link else None
     problem = what_is_missing(opened)
+    if problem is None and parent is not None and not (opened.directory / parent).is_dir():
+        problem = f"its parent {parent} is missing"
     images = tuple(
         ImageSummary(image.name, image.size, f"{image.mode:04o}", image.mtime_ns, image.symlink_to)
         for image in sorted(opened.contents.images.values(), key=lambda image: image.name)
@@ -128,6 +135,7 @@ def _summary(opened: Opened) -> CheckpointSummary:
         created_ns=opened.created_ns,
         committed_ns=opened.committed_ns,
         tool=opened.tool,
+        parent=parent,
         raw_bytes=sum(image.bytes for image in images),
         stored_bytes=sum(opened.commit_ends),
         torn_bytes=opened.torn_bytes,

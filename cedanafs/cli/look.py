@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cedanafs.look import inspect as summary_of
 from cedanafs.progress import TerminalReport, human
 from cedanafs.shard import audit
 from cedanafs.shard import repair as repairing
+from cedanafs.shard.chain import chain, parent_link
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -29,7 +31,18 @@ def list_(store: Path, as_json: bool) -> None:
         echo_json([_as_json(summary, brief=True) for summary in found])
         return
     rows: list[tuple[str, ...]] = [
-        ("CHECKPOINT", "STATE", "WHEN", "IMAGES", "RAW", "STORED", "RATIO", "SHARDS", "CODEC")
+        (
+            "CHECKPOINT",
+            "STATE",
+            "WHEN",
+            "IMAGES",
+            "RAW",
+            "STORED",
+            "RATIO",
+            "SHARDS",
+            "CODEC",
+            "PARENT",
+        )
     ]
     for each in found:
         name = str(Path(each.path).relative_to(store))
@@ -44,6 +57,7 @@ def list_(store: Path, as_json: bool) -> None:
                 f"{each.ratio:.2f}",
                 str(each.shards),
                 each.codec,
+                each.parent or "-",
             )
         )
     _echo_table(rows)
@@ -67,6 +81,8 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
     click.echo(printable(f"{found.path}: {found.state}{problem}"))
     sealed = ", sealed" if found.sealed else ""
     click.echo(f"  {found.checkpoint}, commit {found.commit}{sealed}, by {found.tool}")
+    if found.parent is not None:
+        click.echo(printable(f"  builds on {found.parent}"))
     click.echo(f"  created {_when(found.created_ns)}, committed {_when(found.committed_ns)}")
     click.echo(
         f"  {human(found.raw_bytes)} of images in {human(found.stored_bytes)} "
@@ -111,6 +127,7 @@ def verify(checkpoint: Path, as_json: bool) -> None:
         raise CorruptShard(found.damages[-1])
     if summary.commit == 0:
         raise CheckpointIncomplete(f"{checkpoint}: {summary.problem}")
+    parents = chain(checkpoint.absolute())[1:]
     if not as_json:
         click.echo(
             f"{checkpoint}: every byte is right "
@@ -121,6 +138,8 @@ def verify(checkpoint: Path, as_json: bool) -> None:
                 f"  {human(found.torn_bytes)} behind commit {summary.commit} are not part of it: "
                 "of one that is being written, or was cut short"
             )
+        for parent in parents:
+            click.echo(f"  it builds on {parent}, which has to be right, too")
 
 
 @click.command()
@@ -132,6 +151,14 @@ def extract(checkpoint: Path, directory: Path) -> None:
     with TerminalReport().bar(f"extracting {checkpoint}", total) as show:
         count = audit.extract(checkpoint, directory, running_total(show))
     click.echo(f"{count} images in {directory}", err=True)
+    if (target := parent_link(checkpoint)) is not None and not (directory / target).is_dir():
+        beside = Path(os.path.normpath(directory / target))
+        click.echo(
+            printable(
+                f"{count} images in {directory} build on others: extract {target} to {beside}"
+            ),
+            err=True,
+        )
 
 
 @click.command()

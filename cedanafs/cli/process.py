@@ -30,6 +30,7 @@ from cedanafs.cli.common import (
 )
 from cedanafs.criu.attach import stay_attached
 from cedanafs.criu.options import CGROUP_MODES, DumpOptions, InheritedFd, RestoreOptions
+from cedanafs.criu.overlay import PortRemap
 from cedanafs.criu.process import DumpedProcess, RunningProcess
 from cedanafs.errors import UsageError
 from cedanafs.lazy import PageServer, page_server
@@ -84,6 +85,9 @@ def criu_options(command: F) -> F:
 @base_options
 @click.option("--leave-running/--kill", default=None, help="Let it run on after the dump.")
 @click.option("--skip-in-flight", is_flag=True, help="Leave out TCP connections being opened.")
+@click.option("--pre-dump", is_flag=True, help="Memory only, for a later --parent; it runs on.")
+@click.option("--track-mem", is_flag=True, help="Track what changes, for the next --parent.")
+@click.option("--parent", metavar="NAME", help="Leave out memory that the dump NAME in --dir has.")
 @click.option("--ghost-limit", type=SIZE, help="Largest deleted file to dump [1M].")
 @click.option(
     "--timeout", type=click.IntRange(1), metavar="SECONDS",
@@ -103,6 +107,7 @@ def dump_process(
     leave_running: bool | None,
     criu_opts: str | None,
     criu_binary: str | None,
+    parent: str | None,
     **flags: Any,
 ) -> None:
     """Checkpoint the process PID and its children.
@@ -125,6 +130,7 @@ def dump_process(
     options = DumpOptions(
         pid=pid,
         leave_running=defaults.leave_running,
+        parent=f"../{parent}" if parent is not None else None,
         criu_opts=json_object(criu_opts),
         **flags,
     )
@@ -133,6 +139,7 @@ def dump_process(
             lambda: RunningProcess.find(options, defaults.criu_binary),
             directory=defaults.dir,
             name=name,
+            parent=parent,
             settings=settings,
             report=TerminalReport(),
         )
@@ -151,6 +158,10 @@ def dump_process(
     help="Stay its parent: our streams for its pipes, our signals to it, its exit status ours.",
 )  # fmt: skip
 @click.option("--inherit-fd", multiple=True, metavar="fd[N]:RES", help="Our descriptor N for RES.")
+@click.option(
+    "--tcp-listen-remap", multiple=True, metavar="OLD:NEW",
+    help="Listen on port NEW in the place of OLD.",
+)  # fmt: skip
 @click.option("--lazy", is_flag=True, help="Let it run at once; its memory comes as it is used.")
 @click.option("--wait", is_flag=True, help="With --lazy: return when all memory has come.")
 @click.option("--log-file", type=PathArgument, help=f"With --lazy: its log [{DEFAULT_LOG}].")
@@ -163,6 +174,7 @@ def restore_process(
     stream: int | None,
     attach: bool,
     inherit_fd: tuple[str, ...],
+    tcp_listen_remap: tuple[str, ...],
     lazy: bool,
     wait: bool,
     log_file: Path | None,
@@ -181,6 +193,7 @@ def restore_process(
         attach=attach,
         lazy=lazy,
         inherit_fd=tuple(InheritedFd.parse(each) for each in inherit_fd),
+        tcp_listen_remap=tuple(PortRemap.parse(each) for each in tcp_listen_remap),
         criu_opts=json_object(criu_opts),
         **flags,
     )

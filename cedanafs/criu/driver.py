@@ -17,7 +17,7 @@ from typing import Any, Final, TypeGuard
 
 import trio
 
-from cedanafs.criu import logfile, tree
+from cedanafs.criu import binary, logfile, tree
 from cedanafs.criu.options import DumpOptions, InheritedFd, RestoreOptions, rpc_options
 from cedanafs.criu.protocol import (
     SCRIPTS,
@@ -29,12 +29,13 @@ from cedanafs.criu.protocol import (
     Request,
 )
 from cedanafs.criu.worker import Worker, swrk
-from cedanafs.errors import CriuError, StoreError, UsageError
+from cedanafs.errors import CriuError, MachineError, StoreError, UsageError
 
 log = logging.getLogger(__name__)
 
 DUMP_LOG: Final = "dump.log"
 RESTORE_LOG: Final = "restore.log"
+DIRTY_TRACKING: Final = "mem_dirty_track"  # as `criu check --feature` calls it
 
 # How long CRIU may take to let go of the tasks after it was told to. It gives up at its next write,
 # at the latest when the one under way has failed or is done.
@@ -80,16 +81,25 @@ async def dump(
     Cancelled, it makes CRIU give up and let go of the tasks, and only then raises. Where the
     cancellation came too late (past `post-dump`) it returns as usual.
 
-    Raises: UsageError for a pid or options that cannot be; MachineError when CRIU or pycriu is
-    missing; CriuError when CRIU fails; StoreError when a directory cannot be opened.
+    Raises: UsageError for a pid or options that cannot be; MachineError when CRIU, pycriu or the
+    kernel's tracking of memory is missing, where it is asked for; CriuError when CRIU fails;
+    StoreError when a directory cannot be opened.
     """
     _check_hooks(on_notify)
     tree.check_can_dump(options.pid)
     opts = rpc_options(options)
-    what = f"dump process {options.pid}"
+    if (opts.track_mem or opts.parent_img) and not await binary.has_feature(
+        criu_binary, DIRTY_TRACKING
+    ):
+        raise MachineError(
+            "this kernel cannot track which memory changes (CONFIG_MEM_SOFT_DIRTY), which "
+            "--pre-dump, --track-mem and --parent need: dump without them"
+        )
+    request = Request.PRE_DUMP if options.pre_dump else Request.DUMP
+    what = f"{request.value.lower().replace('_', '-')} process {options.pid}"
     log_path = work_dir / DUMP_LOG
     async with _directories(opts, images_dir, log_path), swrk(criu_binary) as worker:
-        conversation = Conversation(Request.DUMP, opts)
+        conversation = Conversation(request, opts)
         end = await _converse(worker, conversation, on_notify, worker.stop_writing)
         await _check_end(end, worker, what, log_path)
     return DumpResult(log_path)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, Self
 
 from cedanafs.criu import messages
+from cedanafs.criu.overlay import PortRemap
 from cedanafs.errors import UsageError
 
 # Not for --criu-opts: set by the driver, or naming descriptors of a process out of users' reach.
@@ -102,13 +103,16 @@ class DumpOptions(CommonOptions):
     skip_in_flight: bool = False
     ghost_limit: int | None = None  # bytes
     timeout: int | None = None  # seconds that collecting the tasks may take
+    pre_dump: bool = False  # memory only, for a later dump to build on
+    track_mem: bool = False  # for the next dump; what has a parent tracks in any case
+    parent: str | None = None  # the images directory that this one builds on, relative to it
 
     def leaves_running(self) -> bool:
         """Whether the tasks run on after a dump that succeeds, `criu_opts` counted in.
 
         Raises: UsageError, MachineError as `rpc_options` does.
         """
-        return bool(rpc_options(self).leave_running)
+        return self.pre_dump or bool(rpc_options(self).leave_running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,7 @@ class RestoreOptions(CommonOptions):
     attach: bool = False
     lazy: bool = False
     inherit_fd: tuple[InheritedFd, ...] = ()  # the driver sends them, by their numbers in CRIU
+    tcp_listen_remap: tuple[PortRemap, ...] = ()  # not CRIU's: overlay.py
 
 
 def rpc_options(options: DumpOptions | RestoreOptions) -> Any:
@@ -156,6 +161,8 @@ def _flags(options: DumpOptions | RestoreOptions) -> dict[str, object]:
                 "tcp_skip_in_flight": options.skip_in_flight,
                 "ghost_limit": options.ghost_limit,
                 "timeout": options.timeout,
+                "track_mem": options.track_mem or options.pre_dump or options.parent is not None,
+                "parent_img": options.parent,
             }
         case RestoreOptions():
             wanted |= {

@@ -11,6 +11,7 @@ import trio
 from cedanafs.criu import attach, driver, tree
 from cedanafs.criu.binary import find_criu
 from cedanafs.criu.options import DumpOptions, RestoreOptions
+from cedanafs.criu.overlay import overlay
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,9 @@ class DumpedProcess:
 
     async def restore(self, images_dir: Path, work_dir: Path) -> int:
         options = self.options
+        if options.tcp_listen_remap:
+            stored, images_dir = images_dir, work_dir / "images"
+            await trio.to_thread.run_sync(overlay, stored, images_dir, options.tcp_listen_remap)
         if options.attach:
             options = await _with_our_streams(options, images_dir)
         result = await driver.restore(

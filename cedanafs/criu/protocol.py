@@ -39,6 +39,7 @@ class Request(Enum):
     """What is asked; the values are names of rpc.proto's criu_req_type."""
 
     DUMP = "DUMP"
+    PRE_DUMP = "PRE_DUMP"
     RESTORE = "RESTORE"
     VERSION = "VERSION"
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from host import Host, StartWorkload, poll
 from sockets import assert_refused_alike, can_be_dumped
 from workloads import Workload
@@ -93,3 +94,31 @@ def test_connection_in_flight(
     with connected(work) as connection:
         assert echoes(connection, b"after")
         poll(lambda: work.ask()["connections"] == 1, "one connection")
+
+
+def test_listener_on_another_port(
+    host: Host, store: Path, start: StartWorkload, criu_binary: str
+) -> None:
+    """--tcp-listen-remap: who is restored listens there; the checkpoint stays as it is."""
+    work = start("tcpserver")
+    if not can_be_dumped(criu_binary):
+        assert_refused_alike(host, store, work.pid)
+        return
+    old = work.ask()["port"]
+    path = dump(host, store, work)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        new = free.getsockname()[1]
+    before = host.ok("inspect", path).stdout
+    restore = ("restore", "process", "--path", path)
+    host.ok(*restore, "--tcp-listen-remap", f"{old}:{new}")
+    with connected(work) as connection:
+        assert connection.getpeername()[1] == new
+        assert echoes(connection, b"elsewhere")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", old), timeout=30)
+    assert host.ok("inspect", path).stdout == before
+    work.kill()
+    work.wait_gone()
+    host.refused(2, *restore, "--tcp-listen-remap", "1:2", match=f"that are: {old}")
+    host.ok(*restore)
+    assert work.ask()["port"] == old

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 from host import Host, StartWorkload, poll
+from pycriu import images
+
+from cedanafs.criu.overlay import PortRemap, overlay
 
 PYTHON = "/usr/bin/python3"
 FREEZER = Path("/sys/fs/cgroup/freezer")
@@ -406,3 +409,52 @@ def test_root_of_a_mount_namespace(host: Host, store: Path) -> None:
             os.killpg(pid, signal.SIGKILL)
         process.wait(30)
         wait_gone(pid)
+
+
+def test_listening_port_is_changed_in_what_criu_is_shown(
+    host: Host, store: Path, start: StartWorkload, criu_binary: str
+) -> None:
+    """In real images, with a listener that nobody has open: also where CRIU can dump none.
+
+    tests/live/test_tcp.py has the socket itself.
+    """
+    work = start("threads")
+    path = Path(host.ok("dump", "process", work.pid, "--dir", store).last_line)
+    work.wait_gone()
+    with host.mounted(store) as mnt:
+        files = mnt / path.name / "files.img"
+        with files.open("rb") as image:
+            content = images.load(image)
+        content["entries"].append(LISTENER)
+        with files.open("wb") as image:
+            images.dump(content, image)
+    restore = ("restore", "process", "--path", path)
+    host.refused(2, *restore, "--tcp-listen-remap", "80:81", match=r"port 80 \(.* 5001\)")
+    host.refused(2, *restore, "--tcp-listen-remap", "80", match="write two ports")
+    host.ok(*restore, "--tcp-listen-remap", "5001:5002", "--leave-stopped")
+    with host.mounted(store, "--read-only") as mnt, (mnt / path.name / "files.img").open("rb") as f:
+        assert images.load(f)["entries"][-1]["isk"]["src_port"] == 5001
+    work.kill()
+    work.wait_gone()
+    with host.mounted(store, "--read-only") as mnt:
+        overlay(mnt / path.name, host.base / "seen", [PortRemap(5001, 5002)])
+        with (host.base / "seen/files.img").open("rb") as image:
+            seen = images.load(image)["entries"]
+        assert seen[-1]["isk"]["src_port"] == 5002
+        assert seen[:-1] == content["entries"][:-1]
+        stats = host.make("logs")
+        host.stock(criu_binary, "restore", "-d", "-D", host.base / "seen", "-W", stats)
+        work.wait_ticking()
+
+
+# A listening socket on 127.0.0.1:5001.
+LISTENER = {
+    "type": "INETSK", "id": 9999,
+    "isk": {
+        "id": 9999, "ino": 9999, "family": 2, "type": 1, "proto": 6, "state": 10,
+        "src_port": 5001, "dst_port": 0, "flags": 2, "backlog": 5, "src_addr": [0x0100007F],
+        "dst_addr": [0], "fown": {"uid": 0, "euid": 0, "signum": 0, "pid_type": 0, "pid": 0},
+        "opts": {"so_sndbuf": 4096, "so_rcvbuf": 4096, "so_snd_tmo_sec": 0, "so_snd_tmo_usec": 0,
+                 "so_rcv_tmo_sec": 0, "so_rcv_tmo_usec": 0},
+    },
+}  # fmt: skip

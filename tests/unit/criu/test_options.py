@@ -32,6 +32,7 @@ def test_every_dump_flag_has_its_field() -> None:
         root="/r",
         ghost_limit=5 << 20,
         timeout=30,
+        parent="../earlier",
         log_level=0,
     )
     names = "leave_running shell_job tcp_established tcp_close tcp_skip_in_flight file_locks"
@@ -44,7 +45,14 @@ def test_every_dump_flag_has_its_field() -> None:
         "root": "/r",
         "ghost_limit": 5 << 20,
         "timeout": 30,
+        "track_mem": True,
+        "parent_img": "../earlier",
     }
+
+
+def test_a_pre_dump_tracks_memory_and_leaves_it_running() -> None:
+    assert sent(DumpOptions(42, pre_dump=True))["track_mem"] is True
+    assert DumpOptions(42, pre_dump=True).leaves_running()
 
 
 def test_every_restore_flag_has_its_field() -> None:

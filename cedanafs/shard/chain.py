@@ -1,0 +1,55 @@
+"""Checkpoints that build on others: CRIU's `parent` link, from one image directory to the next.
+
+CRIU leaves out pages that the parent has, so none of a chain can be restored without all that it
+builds on. A pre-dump is a parent only: it has no whole dump in it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from cedanafs.errors import CheckpointError, CheckpointMissing
+from cedanafs.shard.opening import open_checkpoint
+from cedanafs.shard.store import shard_paths
+
+PARENT: Final = "parent"
+
+
+def chain(directory: Path) -> list[Path]:
+    """*directory*, what it builds on, and so on. Shards, plain images or in a mount. Blocks.
+
+    Raises: CheckpointMissing, naming the parent that is not there and who wants it;
+    CheckpointError for a link to elsewhere or in a circle, and what `open_checkpoint` raises.
+    """
+    found = [directory]
+    while (target := parent_link(found[-1])) is not None:
+        child = found[-1]
+        if os.path.isabs(target):
+            raise CheckpointError(f"{child}: its parent {target} is no path beside it")
+        parent = Path(os.path.normpath(child / target))
+        if parent in found:
+            raise CheckpointError(f"{child}: its parent {target} builds on it in turn")
+        if not _holds_images(parent):
+            raise CheckpointMissing(
+                f"{child}: its parent {target} is missing, and only with it can it be restored: "
+                f"bring back {parent}"
+            )
+        found.append(parent)
+    return found
+
+
+def parent_link(directory: Path) -> str | None:
+    """What the `parent` link of the image directory or checkpoint says, if it has one. Blocks."""
+    if shard_paths(directory):
+        opened = open_checkpoint(directory)
+        opened.close()
+        image = opened.contents.images.get(PARENT)
+        return image.symlink_to if image else None
+    link = directory / PARENT
+    return os.readlink(link) if link.is_symlink() else None
+
+
+def _holds_images(directory: Path) -> bool:
+    return directory.is_dir() and any(directory.iterdir())
