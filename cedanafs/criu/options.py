@@ -37,6 +37,11 @@ OWNED: Final = frozenset(
     }
 )
 
+# Needs more than a field: our descriptors at their numbers in CRIU; a mount with both in it.
+FLAGS_INSTEAD: Final[Mapping[str, str]] = MappingProxyType(
+    {"inheritfd": "--inherit-fd", "parentimg": "--parent"}
+)
+
 # CRIU's command line calls a few fields by another name than rpc.proto does.
 COMMAND_LINE_NAMES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -181,8 +186,8 @@ def _from_user(criu_opts: Mapping[str, object]) -> dict[str, object]:
         if _plain(name) == "managecgroups" and isinstance(value, str):
             name = "manage_cgroups_mode"  # the flag and the mode share one command line option
         name = COMMAND_LINE_NAMES.get(name.lower(), name)
-        if _plain(name) == "inheritfd":
-            raise UsageError(f"criu option {key!r} is not for --criu-opts: use --inherit-fd")
+        if (flag := FLAGS_INSTEAD.get(_plain(name))) is not None:
+            raise UsageError(f"criu option {key!r} is not for --criu-opts: use {flag}")
         if _plain(name) in {_plain(owned) for owned in OWNED}:
             raise UsageError(f"criu option {key!r} is set by cedanafs itself: leave it out")
         if _plain(name) not in known:

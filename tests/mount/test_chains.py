@@ -120,6 +120,8 @@ def incremental(host: Host, store: Path, start: StartWorkload) -> tuple[Workload
         left = leave_to_parent(pagemap, pages.read_bytes())
         assert len(left) <= pages.stat().st_size - (6 << 20)
         pages.write_bytes(left)
+        inventory = mnt / "more/inventory.img"  # last, or it is a dump that did not finish
+        inventory.write_bytes(inventory.read_bytes())
     return work, digest
 
 

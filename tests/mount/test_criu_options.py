@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from host import Host, StartWorkload, poll
+from programs import ECHO, PYTHON, program, wait_gone
 from pycriu import images
 
 from cedanafs.criu.overlay import PortRemap, overlay
 
-PYTHON = "/usr/bin/python3"
 FREEZER = Path("/sys/fs/cgroup/freezer")
-
-# Answers each line with the same in brackets; ends with 7 at SIGINT, and tells of SIGUSR1.
-ECHO = """
-import signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: print("usr1", flush=True))
-signal.signal(signal.SIGINT, lambda *_: sys.exit(7))
-print("ready", flush=True)
-while True:
-    line = sys.stdin.readline()
-    print(f"[{line.strip()}]", flush=True)
-    if not line:
-        signal.pause()
-"""
 
 # Its one thread waits for a child of vfork, as nothing but that child's end can stop it.
 UNSTOPPABLE = """
@@ -44,31 +29,6 @@ print("ready", flush=True)
 if libc.vfork() == 0:
     time.sleep(1000)
 """
-
-
-@contextlib.contextmanager
-def program(code: str, **streams: int) -> Iterator[subprocess.Popen[str]]:
-    """A Python program that leads a session, with pipes where *streams* say so."""
-    given = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")} | streams
-    process = subprocess.Popen(
-        [PYTHON, "-u", "-c", code], cwd="/", start_new_session=True, text=True, **given
-    )  # type: ignore[call-overload]
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait(30)
-        wait_gone(process.pid)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                stream.close()
-
-
-def wait_gone(session: int) -> None:
-    """Wait until no process of *session* is there, not even a zombie: its pids are free."""
-    command = ["pgrep", "-s", str(session)]
-    poll(lambda: subprocess.run(command, capture_output=True, check=False).returncode, "its end")
 
 
 def dump_fails(host: Host, match: str, *arguments: object) -> str:
@@ -249,116 +209,6 @@ def test_leave_stopped(host: Host, store: Path, start: StartWorkload) -> None:
     assert work.fingerprint()["State"] == "T (stopped)"
     os.kill(work.pid, signal.SIGCONT)
     work.wait_ticking()
-
-
-# --attach.
-
-
-def test_attached_to_our_pipes(host: Host, store: Path) -> None:
-    """Its pipes become ours, our signals its, its exit status ours."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with program(ECHO, **pipes) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        path = host.ok("dump", "process", process.pid, "--dir", store).last_line
-        process.wait(30)
-        wait_gone(process.pid)
-        with host.started(
-            "restore", "process", "--path", path, "--attach", stdin=subprocess.PIPE
-        ) as restore:
-            assert restore.stdout is not None
-            assert restore.stdin is not None
-            assert restore.stdout.readline() == f"{process.pid}\n"
-            restore.stdin.write("hello\n")
-            restore.stdin.flush()
-            assert restore.stdout.readline() == "[hello]\n"
-            restore.send_signal(signal.SIGUSR1)
-            assert restore.stdout.readline() == "usr1\n"
-            restore.send_signal(signal.SIGINT)
-            assert restore.wait(30) == 7
-
-
-def test_attached_leaves_pipes_inside_the_tree(
-    host: Host, store: Path, start: StartWorkload
-) -> None:
-    code = "import os, subprocess; subprocess.run(['/bin/sh', '-c', 'cat | cat'])"
-    with program(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        poll(lambda: len(list(children(process.pid))) == 3, "both cats")
-        path = host.ok("dump", "process", process.pid, "--dir", store).last_line
-        process.wait(30)
-        wait_gone(process.pid)
-        with host.started(
-            "restore", "process", "--path", path, "--attach", stdin=subprocess.PIPE
-        ) as restore:
-            out, err = restore.communicate("through both\n", timeout=30)
-            assert restore.returncode == 0, err
-            assert sorted(out.splitlines()) == [str(process.pid), "through both"]
-
-
-def children(pid: int) -> Iterator[int]:
-    """All below *pid*."""
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield int(child)
-        yield from children(int(child))
-
-
-# A job of a shell on a terminal: dump it, restore it, stay attached.
-SHELL = """
-import os, signal, subprocess, sys
-job = subprocess.Popen(["/usr/bin/python3", "-u", "-c", sys.argv[2]], process_group=0)
-os.tcsetpgrp(0, job.pid)
-os.read(3, 1)
-cedanafs = [sys.executable, "-m", "cedanafs"]
-dump = ["dump", "process", str(job.pid), "--dir", sys.argv[1], "--name", "x"]
-print("without", subprocess.run([*cedanafs, *dump], stdin=subprocess.DEVNULL).returncode)
-subprocess.run([*cedanafs, *dump, "--shell-job"], check=True)
-job.wait()
-signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-os.tcsetpgrp(0, os.getpgrp())
-signal.signal(signal.SIGTTOU, signal.SIG_DFL)
-path = os.path.join(sys.argv[1], "x")
-os.execv(sys.executable, [*cedanafs, "restore", "process", "--path", path, "--shell-job", "-a"])
-"""
-
-
-def test_attached_shell_job_has_our_terminal(host: Host, store: Path) -> None:
-    ours, theirs = pty.openpty()
-    go_read, go_write = os.pipe()
-    shell = ["/usr/bin/setsid", "--ctty", sys.executable, "-c", SHELL, str(store), ECHO]
-    said = b""
-
-    def wait_for(words: bytes) -> None:
-        nonlocal said
-        while words not in said:
-            said += os.read(ours, 4096)
-        said = said.partition(words)[2]
-
-    try:
-        with subprocess.Popen(
-            [PYTHON, "-c", "import os, sys; os.dup2(int(sys.argv[1]), 3); "
-             "os.set_inheritable(3, True); os.execv(sys.argv[2], sys.argv[2:])",
-             str(go_read), *shell],
-            stdin=theirs, stdout=theirs, stderr=theirs, pass_fds=[go_read],
-            env=host.environment(),
-        ) as process:  # fmt: skip
-            os.close(theirs)
-            os.close(go_read)
-            wait_for(b"ready")
-            os.write(go_write, b"x")
-            os.close(go_write)
-            wait_for(b"without 5")
-            wait_for(b"restored process")
-            os.write(ours, b"hello\n")
-            wait_for(b"[hello]")
-            os.write(ours, b"\x03")
-            assert process.wait(30) == 7
-    finally:
-        os.close(ours)
-    for log in host.temporary.glob("cedanafs-dump-*/dump.log"):
-        assert "dangling tty" in log.read_text()
-        log.unlink()
-        log.parent.rmdir()
 
 
 # In a mount namespace of its own, of which the directory given is the root and all there is.

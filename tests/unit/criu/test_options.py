@@ -136,8 +136,15 @@ def test_inherited_descriptors() -> None:
     assert InheritedFd.parse("fd[3]:pipe:[42]") == InheritedFd(3, "pipe:[42]")
     with pytest.raises(UsageError, match=r"write fd\[N\]:RESOURCE"):
         InheritedFd.parse("3:pipe:[42]")
-    with pytest.raises(UsageError, match="use --inherit-fd"):
-        rpc_options(RestoreOptions(criu_opts={"InheritFd": []}))
+
+
+@pytest.mark.parametrize(
+    ("key", "flag"),
+    [("InheritFd", "--inherit-fd"), ("prev-images-dir", "--parent"), ("parent_img", "--parent")],
+)
+def test_what_takes_more_than_a_field_names_its_flag(key: str, flag: str) -> None:
+    with pytest.raises(UsageError, match=f"use {flag}"):
+        rpc_options(DumpOptions(42, criu_opts={key: "x"}))
 
 
 @pytest.mark.parametrize("key", [*sorted(OWNED - {"inherit_fd"}), "--images-dir", "NotifyScripts"])
