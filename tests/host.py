@@ -178,7 +178,11 @@ class Host:
         finally:
             if process.poll() is None:
                 process.kill()
-            process.communicate()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:  # what it restored may hold the other end: no waiting
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
 
     # Mounts.
 
