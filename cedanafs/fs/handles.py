@@ -98,6 +98,11 @@ class FileHandle:
             raise
 
     async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
+        # Of several requests in flight each is answered when its frame is there: their order is
+        # that of their coming.
+        if offset == self._next_offset:
+            await self._read_ahead(image, offset)
+        self._next_offset = offset + length
         pieces = list(image.extents.slices(offset, length))  # others may write meanwhile
         while waited := next((p.frame for p in pieces if p.frame and not p.frame.landed), None):
             await self._landed(waited)
@@ -112,10 +117,9 @@ class FileHandle:
                 out[at : at + piece.length] = await self._piece(piece)
                 at += piece.length
             whole = memoryview(out)
-        sequential = offset == self._next_offset
-        self._next_offset = offset + length
-        if sequential:
-            await self._read_ahead(image)
+        for piece in pieces:
+            if piece.frame is not None and piece.ends_a_run:
+                self._reader.done_with(piece.frame)
         if pending is not None and pending.start < offset + length and pending.end > offset:
             return _overlaid(whole, offset, pending)
         return whole
@@ -141,12 +145,10 @@ class FileHandle:
                 await result_of(waiting)
             log.check()
 
-    async def _read_ahead(self, image: Image) -> None:
+    async def _read_ahead(self, image: Image, offset: int) -> None:
         checkpoint = await self._checkpoints.load(self.file.directory)
         if checkpoint.codec is not None:
-            self._reader.read_ahead(
-                checkpoint.files, checkpoint.codec, image.extents, self._next_offset
-            )
+            self._reader.read_ahead(checkpoint.files, checkpoint.codec, image.extents, offset)
 
 
 def _overlaid(whole: bytes | memoryview, offset: int, pending: Pending) -> bytes:

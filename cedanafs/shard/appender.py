@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Final
 from uuid import UUID
 
 from cedanafs.shard.commit import FrameRow
 from cedanafs.shard.extents import Frame
-from cedanafs.shard.format import Carrier, Header, Kind, checksum
+from cedanafs.shard.format import Carrier, Header, Kind, checksum_of
 from cedanafs.shard.store import ShardFile
+
+GATHER_BYTES: Final = 64 << 10
 
 
 class Appender:
@@ -41,17 +44,17 @@ class Appender:
 
     def land(self, frame: Frame, pieces: Sequence[bytes | memoryview], seq: int) -> None:
         """Compress the records in *pieces*, append them as a frame behind its header."""
-        raw = b"".join(pieces)
-        stored = self._carrier.codec.compress(raw)
-        digest = checksum(stored)
-        header = Header(Kind.DATA, self.k, len(stored), len(raw), digest, self._checkpoint)
+        stored = self._carrier.codec.compress(_gathered(pieces))
+        stored_len = sum(map(len, stored))
+        digest = checksum_of(stored)
+        header = Header(Kind.DATA, self.k, stored_len, frame.raw_len, digest, self._checkpoint)
         unit = self._carrier.hide(header.encode(), seq)
-        self.file.write_at(self.end, [unit, stored])
+        self.file.write_at(self.end, [unit, *stored])
         frame.offset = self.end + len(unit)
-        frame.stored_len = len(stored)
+        frame.stored_len = stored_len
         frame.checksum = digest
         frame.landed = True
-        self.end = frame.offset + len(stored)
+        self.end = frame.offset + stored_len
 
     def append_index(self, units: Sequence[bytes]) -> None:
         """Append a commit's units but the footer; make them and all before them durable."""
@@ -82,6 +85,23 @@ class Appender:
         return [
             FrameRow(f.offset, f.stored_len, f.raw_len, f.checksum, f.records) for f in self.frames
         ]
+
+
+def _gathered(pieces: Iterable[bytes | memoryview]) -> list[bytes | memoryview]:
+    """*pieces*, the small ones joined; copying a large one would hold the interpreter lock."""
+    gathered: list[bytes | memoryview] = []
+    small: list[bytes | memoryview] = []
+    for piece in pieces:
+        if len(piece) < GATHER_BYTES:
+            small.append(piece)
+            continue
+        if small:
+            gathered.append(b"".join(small))
+            small.clear()
+        gathered.append(piece)
+    if small:
+        gathered.append(b"".join(small))
+    return gathered
 
 
 def cut(file: ShardFile, end: int) -> None:

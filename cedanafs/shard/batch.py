@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from cedanafs.shard.codec import Bytes
 from cedanafs.shard.extents import Frame, Patch
 from cedanafs.shard.pages import Pages
 from cedanafs.shard.patches import MAX_RUNS_LEN, Kind, Run, encode_runs, parts_of
@@ -14,7 +15,7 @@ from cedanafs.shard.records import Marker, encode
 @dataclass(frozen=True, slots=True)
 class _Deferred:
     marker: Marker
-    payload: Sequence[bytes]
+    payload: Sequence[Bytes]
     patch: Patch | None
     name: str
     start: int
@@ -31,12 +32,12 @@ class Batch:
         self.shard = shard
         self.header_seq = header_seq
         self.frame = Frame(shard)
-        self.pieces: list[bytes | memoryview] = []
+        self.pieces: list[Bytes] = []
         self.markers = bytearray()
         self.payload_len = 0
         self.deferred: list[_Deferred] = []
 
-    def add(self, marker: Marker, payload: Sequence[bytes | memoryview] = ()) -> int:
+    def add(self, marker: Marker, payload: Sequence[Bytes] = ()) -> int:
         """Take the record; returns where its payload will lie in the decoded frame."""
         encoded = encode(marker)
         self.pieces.append(encoded)
@@ -49,7 +50,7 @@ class Batch:
         return at
 
     def defer(
-        self, marker: Marker, payload: Sequence[bytes], patch: Patch | None, name: str, start: int
+        self, marker: Marker, payload: Sequence[Bytes], patch: Patch | None, name: str, start: int
     ) -> None:
         """Take the record, whose bytes go to *start* in image *name*, to be settled later."""
         self.deferred.append(_Deferred(marker, payload, patch, name, start))

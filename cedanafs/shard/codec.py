@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 import lz4.frame
 import zstandard
 
 from cedanafs.errors import CorruptShard, UsageError
+
+Bytes: TypeAlias = bytes | memoryview
 
 _SKIPPABLE: Final = struct.Struct("<II")
 _SKIPPABLE_MAGIC: Final = 0x184D2A5C  # both zstd and LZ4 skip 0x184D2A50 to …5F
@@ -40,7 +42,7 @@ class Codec:
     extension: str
     level: int
     levels: range
-    _compress: Callable[[bytes, int], bytes]
+    _compress: Callable[[Sequence[Bytes], int], Sequence[Bytes]]
     _decompress: Callable[[bytes, int], bytes]
     hide: Callable[[bytes], bytes]
     hide_head: int
@@ -48,8 +50,12 @@ class Codec:
     hide_max: int
     hides: bool = True
 
-    def compress(self, raw: bytes) -> bytes:
-        return self._compress(raw, self.level)
+    def compress(self, pieces: Sequence[Bytes]) -> Sequence[Bytes]:
+        """*pieces*, one after the other, as one unit; itself in pieces, too.
+
+        Nothing is joined: copying 1 MiB holds the interpreter lock for as long as LZ4 needs for it.
+        """
+        return self._compress(pieces, self.level)
 
     def decompress(self, stored: bytes, raw_len: int) -> bytes:
         """The records of a frame whose decoded length must be *raw_len*.
@@ -68,16 +74,17 @@ class Codec:
         return f"{self.name}:{self.level}" if len(self.levels) > 1 else self.name
 
 
-def _stored_compress(raw: bytes, level: int) -> bytes:
-    return raw
+def _stored_compress(pieces: Sequence[Bytes], level: int) -> Sequence[Bytes]:
+    return pieces
 
 
 def _stored_decompress(stored: bytes, raw_len: int) -> bytes:
     return stored
 
 
-def _zstd_compress(raw: bytes, level: int) -> bytes:
-    return zstandard.ZstdCompressor(level=level).compress(raw)
+def _zstd_compress(pieces: Sequence[Bytes], level: int) -> Sequence[Bytes]:
+    compressor = zstandard.ZstdCompressor(level=level).compressobj(size=sum(map(len, pieces)))
+    return [*map(compressor.compress, pieces), compressor.flush()]
 
 
 def _zstd_decompress(stored: bytes, raw_len: int) -> bytes:
@@ -90,17 +97,16 @@ def _zstd_decompress(stored: bytes, raw_len: int) -> bytes:
     )
 
 
-def _lz4_compress(raw: bytes, level: int) -> bytes:
-    # One block for a frame of about 1 MiB and its markers, which a 1 MiB block just misses.
-    return bytes(
-        lz4.frame.compress(
-            raw,
-            compression_level=level,
-            block_size=lz4.frame.BLOCKSIZE_MAX4MB,
-            block_linked=False,
-            store_size=True,
-        )
+def _lz4_compress(pieces: Sequence[Bytes], level: int) -> Sequence[Bytes]:
+    # Each piece is flushed, as a block of its own, so that LZ4 need not gather them first.
+    compressor = lz4.frame.LZ4FrameCompressor(
+        compression_level=level,
+        block_size=lz4.frame.BLOCKSIZE_MAX4MB,
+        block_linked=False,
+        auto_flush=True,
     )
+    begin = compressor.begin(source_size=sum(map(len, pieces)))
+    return [begin, *map(compressor.compress, pieces), compressor.flush()]
 
 
 def _lz4_decompress(stored: bytes, raw_len: int) -> bytes:
@@ -115,10 +121,10 @@ def _lz4_decompress(stored: bytes, raw_len: int) -> bytes:
     return bytes(raw)
 
 
-def _deflate(wbits: int) -> Callable[[bytes, int], bytes]:
-    def compress(raw: bytes, level: int) -> bytes:
+def _deflate(wbits: int) -> Callable[[Sequence[Bytes], int], Sequence[Bytes]]:
+    def compress(pieces: Sequence[Bytes], level: int) -> Sequence[Bytes]:
         deflater = zlib.compressobj(level, zlib.DEFLATED, wbits)
-        return deflater.compress(raw) + deflater.flush()
+        return [*map(deflater.compress, pieces), deflater.flush()]
 
     return compress
 

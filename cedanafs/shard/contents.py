@@ -63,13 +63,13 @@ class Pending:
     def __init__(self, start: int) -> None:
         self.start = start
         self.length = 0
-        self.pieces: list[bytes] = []
+        self.pieces: list[bytes | memoryview] = []
 
     @property
     def end(self) -> int:
         return self.start + self.length
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes | memoryview) -> None:
         self.pieces.append(data)
         self.length += len(data)
 

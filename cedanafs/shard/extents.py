@@ -15,6 +15,10 @@ RUN_LEN: Final = 1024
 """Most extents in one run of an `ExtentMap`; 200,000 in falling order took 15 s in one list."""
 
 
+RECORDS_OF_A_RUN: Final = 2
+"""The file's name, and the data."""
+
+
 class Frame:
     """Where a frame lies. `offset` and what follows are set once it has landed in its shard.
 
@@ -112,6 +116,16 @@ class Patch:
                 yield from part.extents.slices(part.at, part.length)
             else:
                 yield Slice(None, 0, part.length)
+
+    @property
+    def ends_a_run(self) -> bool:
+        """Whether it is the end of a frame that holds one run of one file and nothing else."""
+        frame = self.frame
+        return (
+            frame is not None
+            and self.at + self.length == frame.raw_len
+            and frame.records <= RECORDS_OF_A_RUN
+        )
 
 
 _Run: TypeAlias = tuple[list[int], list[Slice]]

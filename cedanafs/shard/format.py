@@ -8,6 +8,7 @@ record's marker. Source: docs/format.md#frames, version 1.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, unique
 from typing import Final
@@ -51,6 +52,14 @@ HEADER_LEN: Final = _HEADER.size + _CHECK.size
 def checksum(stored: bytes | memoryview) -> int:
     """XXH3-64 of the stored bytes; 30 GB/s, so it is checked at every read."""
     return xxhash.xxh3_64_intdigest(stored)
+
+
+def checksum_of(pieces: Iterable[bytes | memoryview]) -> int:
+    """The checksum of *pieces*, one after the other."""
+    digest = xxhash.xxh3_64()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.intdigest()
 
 
 @unique

@@ -20,7 +20,7 @@ from cedanafs import __version__
 from cedanafs.errors import CedanaFsError, StoreError
 from cedanafs.shard.appender import Appender
 from cedanafs.shard.batch import Batch
-from cedanafs.shard.codec import Codec
+from cedanafs.shard.codec import Bytes, Codec
 from cedanafs.shard.commit import Base, Index, digest_of, units_of_commit
 from cedanafs.shard.contents import Contents, Image, Pending, hidden_name
 from cedanafs.shard.extents import Frame, Patch
@@ -33,7 +33,11 @@ from cedanafs.shard.store import ShardFile
 logger = logging.getLogger(__name__)
 
 FRAME_BYTES: Final = 1 << 20
-"""Payload at which a frame is full: what CRIU's splices arrive in."""
+"""Payload at which a frame is full: what CRIU's splices arrive in.
+
+A run of a file ends at a multiple of it, as the kernel's reads do: each is then all of one frame,
+and is answered from where it was decoded to.
+"""
 
 LOOSE_BYTES: Final = 4 << 20
 """Written bytes of unfinished runs that may wait in memory, per checkpoint."""
@@ -143,19 +147,17 @@ class Log:
 
         *data* is kept, not copied, and reads see it from now on.
         """
-        self.check()
-        if image.pending is not None and image.pending.end != offset:
-            self._finish_run(image)
-        if image.pending is None:
-            image.pending = Pending(offset)
-            self._runs[image] = None
-        image.pending.add(data)
-        self._run_bytes += len(data)
         self.touch(image)
         image.mtime_ns = time.time_ns()
-        if image.pending.length >= FRAME_BYTES:
-            self._finish_run(image)
-        elif self._run_bytes > LOOSE_BYTES:
+        room = FRAME_BYTES - offset % FRAME_BYTES
+        if len(data) <= room:
+            self._take(image, offset, data)
+        else:
+            view = memoryview(data)
+            for at in (0, *range(room, len(data), FRAME_BYTES)):
+                end = min(at + FRAME_BYTES if at else room, len(data))
+                self._take(image, offset + at, view[at:end])
+        if self._run_bytes > LOOSE_BYTES:
             self.flush()
 
     def truncate(self, image: Image, size: int) -> None:
@@ -301,6 +303,18 @@ class Log:
 
     # Records, batches, dealing.
 
+    def _take(self, image: Image, offset: int, data: bytes | memoryview) -> None:
+        """Add *data*, which crosses no multiple of FRAME_BYTES, to the image's pending run."""
+        if image.pending is not None and image.pending.end != offset:
+            self._finish_run(image)
+        if image.pending is None:
+            image.pending = Pending(offset)
+            self._runs[image] = None
+        image.pending.add(data)
+        self._run_bytes += len(data)
+        if image.pending.end % FRAME_BYTES == 0:
+            self._finish_run(image)
+
     def _next_seq(self) -> int:
         seq = self._seq
         self._seq += 1
@@ -347,7 +361,7 @@ class Log:
             self._forget_run(image)
 
     def _add(
-        self, batch: Batch, marker: Marker, payload: Sequence[bytes] = (), start: int = 0
+        self, batch: Batch, marker: Marker, payload: Sequence[Bytes] = (), start: int = 0
     ) -> None:
         at, patch = 0, None
         if self.pages is None:

@@ -87,7 +87,7 @@ class Reader:
     def read_ahead(
         self, files: Sequence[ShardFile], codec: Codec, extents: ExtentMap, offset: int
     ) -> None:
-        """Start loading what a sequential reader wants after *offset*."""
+        """Start loading what a sequential reader wants from *offset* on."""
         wanted: dict[Frame, None] = {}
         ahead = extents.slices(offset, max(extents.end - offset, 0))
         for piece in islice(ahead, READ_AHEAD_EXTENTS):
@@ -97,6 +97,11 @@ class Reader:
                 wanted[piece.frame] = None
         for frame in wanted:
             self.fetch(*(frame.home or (files, codec)), frame)
+
+    def done_with(self, frame: Frame) -> None:
+        """Somebody has had *frame* to its end: what comes next takes its memory over."""
+        with self._lock:
+            self._drop(frame)
 
     def _make_room(self, length: int) -> None:
         for frame, future in list(self._cache.items()):

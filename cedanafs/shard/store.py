@@ -112,7 +112,7 @@ class ShardFile:
                     return offset
                 raise
 
-    def write_at(self, offset: int, buffers: Sequence[bytes]) -> None:
+    def write_at(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
         """All of *buffers* one after the other from *offset*, short writes continued."""
         with _store_errors("write", self.path):
             left = [memoryview(b) for b in buffers]

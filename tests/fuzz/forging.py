@@ -93,7 +93,7 @@ class Forgery:
         encoded = [(m if isinstance(m, bytes) else encode(m), p) for m, p in records]
         markers = b"".join(m for m, _ in encoded)
         raw = b"".join(part for each in encoded for part in each)
-        stored = self.codec.compress(raw) if stored is None else stored
+        stored = b"".join(self.codec.compress([raw])) if stored is None else stored
         self.raw_frame(
             k, stored, len(raw), len(encoded), markers, row=row or {}, header=header or {}
         )

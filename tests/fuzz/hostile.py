@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 from forging import Forgery, Record
 from hypothesis import strategies as st
 
+from cedanafs.shard.codec import Codec
 from cedanafs.shard.contents import hidden_name
 from cedanafs.shard.format import MAX_COMMIT_LEN, MAX_FRAME_LEN, MAX_INDEX_LEN
 from cedanafs.shard.records import BOOKKEEPING, Marker, encode
@@ -176,6 +177,10 @@ def _footer(draw: Draw) -> dict[str, Any]:
     )
 
 
+def stored(codec: Codec, raw: bytes) -> bytes:
+    return b"".join(codec.compress([raw]))
+
+
 def _stored(draw: Draw, forgery: Forgery) -> bytes | None:
     """Stored bytes of a frame that are not its records compressed."""
     codec = forgery.codec
@@ -183,9 +188,9 @@ def _stored(draw: Draw, forgery: Forgery) -> bytes | None:
         draw,
         st.one_of(
             st.binary(max_size=50),
-            st.just(codec.compress(b"")),
-            st.just(codec.compress(b"x") * 2),
-            st.integers(0, 4 << 20).map(lambda length: codec.compress(bytes(length))),
+            st.just(stored(codec, b"")),
+            st.just(stored(codec, b"x") * 2),
+            st.integers(0, 4 << 20).map(lambda length: stored(codec, bytes(length))),
         ),
         None,
     )

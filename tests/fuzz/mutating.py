@@ -42,7 +42,7 @@ def forged(random: Random, sample: str, directory: Path) -> None:
                 raw = load_frame(file, opened.codec, frame)
                 if random.randrange(4) == 0:
                     raw = changed(random, raw)
-                stored = forgery.codec.compress(raw)
+                stored = b"".join(forgery.codec.compress([raw]))
                 if random.randrange(20) == 0:
                     stored = changed(random, stored)
                 markers, count = _markers(raw)
