@@ -38,6 +38,7 @@ class FileHandle:
         self._checkpoints = checkpoints
         self._reader = reader
         self._next_offset = 0
+        reader.readers += not writes
         file.handles += 1
         file.writers += writes and not appends
         file.appenders += appends
@@ -45,6 +46,7 @@ class FileHandle:
         file.directory.open_writers += writes
 
     def close(self) -> None:
+        self._reader.readers -= not self.writes
         self.file.handles -= 1
         self.file.writers -= self.writes and not self.appends
         self.file.appenders -= self.appends
@@ -100,7 +102,8 @@ class FileHandle:
     async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
         # Of several requests in flight each is answered when its frame is there: their order is
         # that of their coming.
-        if offset == self._next_offset:
+        sequential = offset == self._next_offset
+        if sequential:
             await self._read_ahead(image, offset)
         self._next_offset = offset + length
         pieces = list(image.extents.slices(offset, length))  # others may write meanwhile
@@ -118,7 +121,7 @@ class FileHandle:
                 at += piece.length
             whole = memoryview(out)
         for piece in pieces:
-            if piece.frame is not None and piece.ends_a_run:
+            if sequential and piece.frame is not None and piece.ends_a_run:
                 self._reader.done_with(piece.frame)
         if pending is not None and pending.start < offset + length and pending.end > offset:
             return _overlaid(whole, offset, pending)

@@ -62,6 +62,16 @@ class Slice:
     length: int
     patch: Patch | None = None
 
+    @property
+    def ends_a_run(self) -> bool:
+        """Whether it is the end of a frame that holds one run of one file and nothing else."""
+        frame = self.frame
+        return (
+            frame is not None
+            and self.at + self.length == frame.raw_len
+            and frame.records <= RECORDS_OF_A_RUN
+        )
+
 
 class Part(NamedTuple):
     """Some of a patch: `length` bytes at `at` of its own frame, of a base's image, or zeros."""
@@ -116,16 +126,6 @@ class Patch:
                 yield from part.extents.slices(part.at, part.length)
             else:
                 yield Slice(None, 0, part.length)
-
-    @property
-    def ends_a_run(self) -> bool:
-        """Whether it is the end of a frame that holds one run of one file and nothing else."""
-        frame = self.frame
-        return (
-            frame is not None
-            and self.at + self.length == frame.raw_len
-            and frame.records <= RECORDS_OF_A_RUN
-        )
 
 
 _Run: TypeAlias = tuple[list[int], list[Slice]]

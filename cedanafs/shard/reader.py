@@ -23,7 +23,7 @@ from cedanafs.shard.lanes import ABANDON_S, Workers
 from cedanafs.shard.store import ShardFile
 
 READ_AHEAD_FRAMES: Final = 8
-"""Frames that a sequential reader is ahead by: two for each of four shards."""
+"""Frames that a sequential reader is ahead by at most: two for each of four shards."""
 
 READ_AHEAD_EXTENTS: Final = 256
 """Extents that are looked at to find them: a file may consist of a million tiny ones."""
@@ -54,6 +54,7 @@ class Reader:
         self._cache: OrderedDict[Frame, Future[bytes]] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._used_bytes = 0
+        self.readers = 0  # open files that are read, each at a place of its own
         self.read_bytes = 0
         self._lock = threading.Lock()
         self.on_progress: Callable[[], None] = lambda: None
@@ -88,10 +89,13 @@ class Reader:
         self, files: Sequence[ShardFile], codec: Codec, extents: ExtentMap, offset: int
     ) -> None:
         """Start loading what a sequential reader wants from *offset* on."""
+        # The cache holds what all readers are at and ahead by: if fifty of them were ahead by as
+        # much as one may be, each would throw out what the others are about to ask for.
+        most = min(READ_AHEAD_FRAMES, self._cache_bytes // (max(self.readers, 1) << 20) - 2)
         wanted: dict[Frame, None] = {}
         ahead = extents.slices(offset, max(extents.end - offset, 0))
         for piece in islice(ahead, READ_AHEAD_EXTENTS):
-            if len(wanted) == READ_AHEAD_FRAMES:
+            if len(wanted) >= most:
                 break
             if piece.frame is not None and piece.frame.landed:
                 wanted[piece.frame] = None
