@@ -57,15 +57,23 @@ class Writer:
 
 @contextmanager
 def writing(
-    directory: Path, *, shards: int = 1, codec: str | Codec = "zstd", budget_bytes: int = 64 << 20
+    directory: Path,
+    *,
+    shards: int = 1,
+    codec: str | Codec = "zstd",
+    budget_bytes: int = 64 << 20,
+    base: str | None = None,
 ) -> Iterator[Writer]:
-    """Open the checkpoint in *directory*, a new one where there is none. Commits nothing itself."""
+    """Open the checkpoint in *directory*, a new one where there is none. Commits nothing itself.
+
+    A new one refers to *base* beside it.
+    """
     directory.mkdir(exist_ok=True)
     chosen = codec_of(codec) if isinstance(codec, str) else codec
     with Lanes(shards, budget_bytes=budget_bytes) as lanes:
         checkpoint = Checkpoint.load(directory)
         try:
-            log = checkpoint.begin_writing(lanes, shards=shards, codec=chosen)
+            log = checkpoint.begin_writing(lanes, shards=shards, codec=chosen, base=base)
             yield Writer(checkpoint, log, lanes)
         finally:
             checkpoint.close()

@@ -138,6 +138,8 @@ def _opened(
             )
     commit = _common_commit(files, carrier, lengths, scans)
     if commit == 0:
+        if said is not None:
+            raise BaseUnusable(f"{directory} has no commit any more: it was taken as a base")
         zeros = [0] * len(files)
         return Opened(
             directory, files, codec, lengths=lengths, commit_ends=zeros, ends=zeros,
@@ -228,7 +230,8 @@ def _as_said(directory: Path, indexes: Sequence[Index], said: Base) -> list[Inde
     digest = digest_of((index.frames, index.markers) for index in then)
     if len(indexes) != len(said.frames) or indexes[0].checkpoint != said.checkpoint:
         raise BaseUnusable(f"{directory} is not the checkpoint that was taken as a base")
-    if digest != said.digest:
+    held = [(len(index.frames), len(index.markers)) for index in then]
+    if digest != said.digest or held != list(zip(said.frames, said.markers, strict=True)):
         raise BaseUnusable(f"{directory} was changed since it was taken as a base")
     return then
 
