@@ -183,16 +183,16 @@ _MADE: Final = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def _extract_into(root: int, opened: Opened, progress: Progress) -> None:
     images = list(opened.contents.images.values())
-    plan = _plan(images)
-    needed = sum(piece.length for places in plan.values() for _, _, piece in places)
+    needed = sum(piece.length for image in images for _, piece in image.extents)
     space = os.statvfs(root)
     if space.f_blocks and needed > space.f_bfree * space.f_frsize:
         raise OSError(errno.ENOSPC, f"{needed} bytes to write, and less is free")
     for image in images:
         _create(root, image)
-    for frame, places in plan.items():
-        _fill(root, opened, frame, places)
-        progress(sum(piece.length for _, _, piece in places))
+    for plan in _plans(images):
+        for frame, places in plan.items():
+            _fill(root, opened, frame, places)
+            progress(sum(piece.length for _, _, piece in places))
     for image in images:
         _finish(root, image)
     progress(sum(image.size for image in images) - needed)
@@ -202,18 +202,27 @@ _Place = tuple[Image, int, Slice]
 """An image, an offset in it, and what lies there."""
 
 
-def _plan(images: Sequence[Image]) -> dict[Frame, list[_Place]]:
+_PLAN_PLACES: Final = 1 << 17
+"""Most places in one plan, 40 MiB of memory: a few bytes of a patch can stand for thousands."""
+
+
+def _plans(images: Sequence[Image]) -> Iterator[dict[Frame, list[_Place]]]:
     """Where the bytes of each frame go, in the order of the images.
 
-    So each frame is decoded once. In an image whose extents take turns in two large frames it
-    would otherwise be once for each extent.
+    So each frame is decoded once in a plan. In an image whose extents take turns in two large
+    frames it would otherwise be once for each extent.
     """
     plan: dict[Frame, list[_Place]] = {}
+    count = 0
     for image in images:
         for offset, piece in image.extents:
             assert piece.frame is not None
             plan.setdefault(piece.frame, []).append((image, offset, piece))
-    return plan
+            count += 1
+            if count == _PLAN_PLACES:
+                yield plan
+                plan, count = {}, 0
+    yield plan
 
 
 def _create(root: int, image: Image) -> None:

@@ -19,8 +19,17 @@ from typing import Any
 from uuid import UUID
 
 from cedanafs.shard.codec import codec_of
-from cedanafs.shard.commit import FOOTER_LEN, Footer, FrameRow, Index, units_of_commit
+from cedanafs.shard.commit import (
+    FOOTER_LEN,
+    Base,
+    Footer,
+    FrameRow,
+    Index,
+    digest_of,
+    units_of_commit,
+)
 from cedanafs.shard.format import HEADER_LEN, Carrier, Header, Kind, checksum
+from cedanafs.shard.patches import Run, encode_runs
 from cedanafs.shard.records import Marker, encode
 
 Record = tuple[Marker | bytes, bytes]
@@ -42,8 +51,16 @@ class _Altered(Index):
 class Forgery:
     """The N shards of one forged checkpoint, built from the front to the back."""
 
-    def __init__(self, directory: Path, *, shards: int = 1, codec: str = "zstd") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        shards: int = 1,
+        codec: str = "zstd",
+        checkpoint: UUID = CHECKPOINT,
+    ) -> None:
         directory.mkdir(exist_ok=True)
+        self.checkpoint = checkpoint
         self.codec = codec_of(codec)
         self.carrier = Carrier(self.codec)
         self.paths = [directory / f"img-{k}{self.codec.extension}" for k in range(shards)]
@@ -74,6 +91,23 @@ class Forgery:
 
     def data(self, payload: bytes, **said: Any) -> Record:
         return self.record(payload, file_data=len(payload), **said)
+
+    def patch(self, runs: bytes | Sequence[Run], own: bytes = b"", offset: int = 0) -> Record:
+        """A record of *runs*, or of what their bytes are, that goes to *offset*."""
+        if not isinstance(runs, bytes):
+            runs = encode_runs(runs, offset)
+        return self.record(own, patch_data=len(own), runs=runs, offset=offset)
+
+    def as_base(self) -> Base:
+        """What an honest checkpoint says now that refers to this one."""
+        return Base(
+            name=self.paths[0].parent.name,
+            checkpoint=self.checkpoint,
+            commit=self.number,
+            frames=tuple(map(len, self.rows)),
+            markers=tuple(map(len, self.markers)),
+            digest=digest_of(zip(self.rows, map(bytes, self.markers), strict=True)),
+        )
 
     def unit(self, blob: bytes) -> bytes:
         """*blob* hidden as the codec hides it; in `none` it takes a sequence number."""
@@ -109,7 +143,7 @@ class Forgery:
         row: Mapping[str, Any] | None = None,
         header: Mapping[str, Any] | None = None,
     ) -> None:
-        said = Header(Kind.DATA, k, len(stored), raw_len, checksum(stored), CHECKPOINT)
+        said = Header(Kind.DATA, k, len(stored), raw_len, checksum(stored), self.checkpoint)
         self.append(k, self.unit(replace(said, **(header or {})).encode()))
         place = FrameRow(self.ends[k], len(stored), raw_len, checksum(stored), records)
         self.append(k, stored)
@@ -120,7 +154,7 @@ class Forgery:
         """What an honest commit would say now."""
         return [
             Index(
-                checkpoint=CHECKPOINT,
+                checkpoint=self.checkpoint,
                 shards=len(self.paths),
                 shard=k,
                 codec=str(self.codec),
