@@ -90,7 +90,8 @@ def _read(directory: Path) -> None:
                     count = 0
                     for piece in image.extents.slices(offset, length):
                         if piece.frame is not None:
-                            raw = reader.fetch(opened.files, opened.codec, piece.frame).result()
+                            files, codec = piece.frame.home or (opened.files, opened.codec)
+                            raw = reader.fetch(files, codec, piece.frame).result()
                             assert piece.at + piece.length <= len(raw)
                         count += piece.length
                     assert count == length
