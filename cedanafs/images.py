@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -47,9 +48,17 @@ class Images:
     """Make every write that waits for the store fail, and those to come. Blocks if a mount does."""
     damage: Callable[[], CedanaFsError | None] = lambda: None
     """The first damage that whoever read the images has met."""
+    commit_here: Callable[[], Awaitable[None]] | None = None
+    """How this process commits what it serves itself.
+
+    Not by fsync: killed in it, it would wait for an answer of its own, and so would the tasks.
+    """
 
     async def commit(self) -> None:
         """Return when everything in the directory is durable. Raises: StoreError."""
+        if self.commit_here is not None:
+            await self.commit_here()
+            return
         try:
             await trio.to_thread.run_sync(self._sync)
         except OSError as exc:
@@ -160,6 +169,7 @@ async def _own_mount(path: Path, root: Path, settings: MountSettings) -> AsyncIt
                 streamed=True,
                 done_bytes=lambda: filesystem.statistics().written_bytes,
                 call_off=lambda: trio.from_thread.run_sync(filesystem.call_off, str(below)),
+                commit_here=partial(filesystem.commit, ROOT),
             )
     finally:
         with suppress(OSError):

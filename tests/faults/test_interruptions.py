@@ -6,6 +6,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fault import Fault
+from faulty import faulty_store
 from host import Host, StartWorkload, is_mounted, poll
 from scene import EARLIER, MIB, Scene, forget_kept_logs, names
 
@@ -115,6 +117,26 @@ def test_criu_is_killed(host: Host, store: Path, start: StartWorkload, criu_bina
     other.wait_ticking()
     assert other.ask()["digest"] == digest
     scene.assert_earlier_whole()
+
+
+def test_dump_is_killed_while_it_commits(host: Host, start: StartWorkload) -> None:
+    """It waits for the store, and for nothing of its own that its end would take with it."""
+    with faulty_store(host) as faulty:
+        scene = Scene(host, start, faulty.path)
+        faulty.fail(Fault("fsync", hang=True, times=1, where="/x/img-"))
+        with host.started(*scene.dump()) as dump:
+            faulty.wait_for_fault()
+            dump.kill()
+            faulty.heal()
+            dump.communicate(timeout=20)
+        scene.assert_unharmed()
+        (stale,) = host.own_mounts()
+        host.ok("umount", stale)
+        stale.rmdir()
+        forget_kept_logs(host)
+        host.ok(*scene.dump())
+        scene.assert_restores(faulty.path / "x")
+        scene.assert_earlier_whole()
 
 
 def test_criu_of_cedanafs_is_killed(host: Host, store: Path, start: StartWorkload) -> None:
