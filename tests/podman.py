@@ -58,7 +58,12 @@ class Podman:
 
     def __exit__(self, *_: object) -> None:
         self._run("rm", "--all", "--force", "--time", "0")
-        shutil.rmtree(self._base)
+        # Podman's own clean-up, which the container's end starts, may still write there.
+        poll(self._removed, "the end of podman's clean-up")
+
+    def _removed(self) -> bool:
+        shutil.rmtree(self._base, ignore_errors=True)
+        return not self._base.exists()
 
     def ok(self, *arguments: object) -> Done:
         done = self._run(*arguments)

@@ -41,6 +41,7 @@ def test_dump_onto_a_base_restore_flatten_remove(
     work.wait_ticking()
     assert work.ask()["digest"] == before["digest"]
     work.kill()
+    work.wait_gone()
 
     host.ok("flatten", store / "c")
     host.ok("rm", store / "b")
@@ -73,6 +74,7 @@ def test_a_mount_whose_dumps_refer_to_a_base(
         assert stored(store / name) < stored(store / "a") / 5
         host.ok("verify", store / name)
     work.kill()
+    work.wait_gone()
     shutil.rmtree(store / "by-us")
     host.ok("restore", "process", "--path", store / "by-criu")
     work.wait_ticking()

@@ -50,6 +50,7 @@ def test_packed_and_extracted_they_are_the_same(
 ) -> None:
     """More than may be in memory at once: it waits for room."""
     options = ("-n", shards, "-c", codec, "--memory-limit", "32M")
+    (host.make("1") / "inventory.img").touch()  # the parent
     host.ok("pack", plain, host.base / "packed", *options)
     assert len(list((host.base / "packed").iterdir())) == shards
     assert "every byte is right" in host.ok("verify", host.base / "packed").stdout
