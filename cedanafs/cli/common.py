@@ -104,6 +104,12 @@ def base_options(command: F) -> F:
     return command
 
 
+expected_shards_option = click.option(
+    "-n", "--stream", "--streams", type=click.IntRange(0), metavar="N",
+    help="Fail unless it has N shards.",
+)  # fmt: skip
+
+
 def dump_settings(defaults: Defaults, base: str | None, page_hashes: bool) -> MountSettings | None:
     """How a dump is streamed; None where it is not. Raises: UsageError."""
     if defaults.stream:

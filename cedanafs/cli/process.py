@@ -19,6 +19,7 @@ from cedanafs.cli.common import (
     PathArgument,
     base_options,
     dump_settings,
+    expected_shards_option,
     given,
     json_object,
     make_default_directory,
@@ -149,10 +150,7 @@ def dump_process(
 
 @restore.command("process")
 @click.option("-p", "--path", type=PathArgument, required=True, help="Of the checkpoint.")
-@click.option(
-    "-n", "--stream", "--streams", type=click.IntRange(0), metavar="N",
-    help="Fail unless it has N shards.",
-)  # fmt: skip
+@expected_shards_option
 @click.option(
     "-a", "--attach", is_flag=True,
     help="Stay its parent: our streams for its pipes, our signals to it, its exit status ours.",

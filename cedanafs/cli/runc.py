@@ -11,6 +11,8 @@ import click
 from cedanafs import checkpoint
 from cedanafs.cli.common import (
     PathArgument,
+    dump_settings,
+    expected_shards_option,
     given,
     json_object,
     make_default_directory,
@@ -88,7 +90,7 @@ def dump_runc(
     )
     if directory is None:
         make_default_directory(defaults.dir)
-    settings = defaults.mount_settings(defaults.dir) if defaults.stream else None
+    settings = dump_settings(defaults, None, page_hashes=False)
     options = _criu(flags, criu_opts)
     path = run(
         lambda: checkpoint.dump(
@@ -113,10 +115,7 @@ def dump_runc(
 @click.argument("container")
 @click.option("--path", type=PathArgument, required=True, help="Of the checkpoint.")
 @click.option("--bundle", "-b", type=PathArgument, default=Path(), help="Of the container [.].")
-@click.option(
-    "-n", "--stream", "--streams", type=click.IntRange(0), metavar="N",
-    help="Fail unless it has N shards.",
-)  # fmt: skip
+@expected_shards_option
 @click.option("--console-socket", type=PathArgument, help="Takes its terminal, if it has one.")
 @click.option("--pid-file", type=PathArgument, help="Write the restored pid here.")
 @store_timeout_option

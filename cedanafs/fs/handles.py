@@ -120,9 +120,10 @@ class FileHandle:
                 out[at : at + piece.length] = await self._piece(piece)
                 at += piece.length
             whole = memoryview(out)
-        for piece in pieces:
-            if sequential and piece.frame is not None and piece.ends_a_run:
-                self._reader.done_with(piece.frame)
+        if sequential:
+            for piece in pieces:
+                if piece.frame is not None and piece.ends_a_run:
+                    self._reader.done_with(piece.frame)
         if pending is not None and pending.start < offset + length and pending.end > offset:
             return _overlaid(whole, offset, pending)
         return whole

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 from uuid import UUID
 
+from cedanafs.shard.codec import Bytes
 from cedanafs.shard.commit import FrameRow
 from cedanafs.shard.extents import Frame
-from cedanafs.shard.format import Carrier, Header, Kind, checksum_of
+from cedanafs.shard.format import Carrier, Header, Kind, checksum
 from cedanafs.shard.store import ShardFile
 
 GATHER_BYTES: Final = 64 << 10
@@ -42,11 +43,11 @@ class Appender:
         self._carrier = carrier
         self._checkpoint = checkpoint
 
-    def land(self, frame: Frame, pieces: Sequence[bytes | memoryview], seq: int) -> None:
+    def land(self, frame: Frame, pieces: Sequence[Bytes], seq: int) -> None:
         """Compress the records in *pieces*, append them as a frame behind its header."""
         stored = self._carrier.codec.compress(_gathered(pieces))
         stored_len = sum(map(len, stored))
-        digest = checksum_of(stored)
+        digest = checksum(*stored)
         header = Header(Kind.DATA, self.k, stored_len, frame.raw_len, digest, self._checkpoint)
         unit = self._carrier.hide(header.encode(), seq)
         self.file.write_at(self.end, [unit, *stored])
@@ -87,10 +88,10 @@ class Appender:
         ]
 
 
-def _gathered(pieces: Iterable[bytes | memoryview]) -> list[bytes | memoryview]:
+def _gathered(pieces: Iterable[Bytes]) -> list[Bytes]:
     """*pieces*, the small ones joined; copying a large one would hold the interpreter lock."""
-    gathered: list[bytes | memoryview] = []
-    small: list[bytes | memoryview] = []
+    gathered: list[Bytes] = []
+    small: list[Bytes] = []
     for piece in pieces:
         if len(piece) < GATHER_BYTES:
             small.append(piece)

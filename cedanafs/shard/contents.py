@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from cedanafs.errors import CorruptShard
+from cedanafs.shard.codec import Bytes
 from cedanafs.shard.extents import ExtentMap, Frame, Patch
 from cedanafs.shard.patches import decode_runs, parts_of
 from cedanafs.shard.records import BOOKKEEPING, Marker
@@ -63,13 +64,13 @@ class Pending:
     def __init__(self, start: int) -> None:
         self.start = start
         self.length = 0
-        self.pieces: list[bytes | memoryview] = []
+        self.pieces: list[Bytes] = []
 
     @property
     def end(self) -> int:
         return self.start + self.length
 
-    def add(self, data: bytes | memoryview) -> None:
+    def add(self, data: Bytes) -> None:
         self.pieces.append(data)
         self.length += len(data)
 

@@ -8,7 +8,6 @@ record's marker. Source: docs/format.md#frames, version 1.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, unique
 from typing import Final
@@ -17,7 +16,7 @@ from uuid import UUID
 import xxhash
 
 from cedanafs.errors import CorruptShard, UnknownFeature
-from cedanafs.shard.codec import Codec
+from cedanafs.shard.codec import Bytes, Codec
 from cedanafs.shard.records import BOOKKEEPING, Marker, decode, encode
 
 VERSION: Final = 1
@@ -49,13 +48,8 @@ HEADER_MAGIC: Final = b"CdFr"
 HEADER_LEN: Final = _HEADER.size + _CHECK.size
 
 
-def checksum(stored: bytes | memoryview) -> int:
-    """XXH3-64 of the stored bytes; 30 GB/s, so it is checked at every read."""
-    return xxhash.xxh3_64_intdigest(stored)
-
-
-def checksum_of(pieces: Iterable[bytes | memoryview]) -> int:
-    """The checksum of *pieces*, one after the other."""
+def checksum(*pieces: Bytes) -> int:
+    """XXH3-64 of the stored bytes, one after the other; 30 GB/s, so it is checked at every read."""
     digest = xxhash.xxh3_64()
     for piece in pieces:
         digest.update(piece)

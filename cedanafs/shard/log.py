@@ -149,14 +149,12 @@ class Log:
         """
         self.touch(image)
         image.mtime_ns = time.time_ns()
-        room = FRAME_BYTES - offset % FRAME_BYTES
-        if len(data) <= room:
-            self._take(image, offset, data)
-        else:
-            view = memoryview(data)
-            for at in (0, *range(room, len(data), FRAME_BYTES)):
-                end = min(at + FRAME_BYTES if at else room, len(data))
-                self._take(image, offset + at, view[at:end])
+        left = memoryview(data)
+        while left:
+            piece = left[: FRAME_BYTES - offset % FRAME_BYTES]
+            self._take(image, offset, piece)
+            offset += len(piece)
+            left = left[len(piece) :]
         if self._run_bytes > LOOSE_BYTES:
             self.flush()
 
@@ -303,7 +301,7 @@ class Log:
 
     # Records, batches, dealing.
 
-    def _take(self, image: Image, offset: int, data: bytes | memoryview) -> None:
+    def _take(self, image: Image, offset: int, data: Bytes) -> None:
         """Add *data*, which crosses no multiple of FRAME_BYTES, to the image's pending run."""
         if image.pending is not None and image.pending.end != offset:
             self._finish_run(image)

@@ -24,7 +24,7 @@ from cedanafs.errors import (
     StoreBusy,
     StoreError,
 )
-from cedanafs.shard.codec import EXTENSIONS, Codec
+from cedanafs.shard.codec import EXTENSIONS, Bytes, Codec
 from cedanafs.shard.format import MAX_SHARDS
 
 MAX_OFFSET: Final = 1 << 62
@@ -112,7 +112,7 @@ class ShardFile:
                     return offset
                 raise
 
-    def write_at(self, offset: int, buffers: Sequence[bytes | memoryview]) -> None:
+    def write_at(self, offset: int, buffers: Sequence[Bytes]) -> None:
         """All of *buffers* one after the other from *offset*, short writes continued."""
         with _store_errors("write", self.path):
             left = [memoryview(b) for b in buffers]

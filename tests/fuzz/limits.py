@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,15 @@ def peak_mib() -> int:
         line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line
     ]
     return int(line.split()[1]) >> 10
+
+
+@contextmanager
+def at_most(memory_mib: int) -> Iterator[None]:
+    """The block takes no more memory at once, beside what was there."""
+    reset_peak()
+    before = peak_mib()
+    yield
+    assert peak_mib() - before < memory_mib
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from exercising import Outcome, exercise
 from hostile import forge
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from limits import peak_mib, reset_peak
+from limits import at_most
 from mutating import CORPUS, SAMPLES, damaged, forged
 
 from cedanafs.look import inspect
@@ -32,10 +32,8 @@ MEMORY_MIB = 400
 
 @pytest.fixture(autouse=True, scope="module")
 def _memory() -> Iterator[None]:
-    reset_peak()
-    before = peak_mib()
-    yield
-    assert peak_mib() - before < MEMORY_MIB
+    with at_most(MEMORY_MIB):
+        yield
 
 
 def tried(make: Callable[[Path], object]) -> Outcome:

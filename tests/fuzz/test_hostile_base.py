@@ -21,7 +21,7 @@ from forging import CHECKPOINT, Forgery
 from hostile import seldom
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from limits import peak_mib, reset_peak
+from limits import at_most
 from writing import read_checkpoint
 
 from cedanafs.errors import BaseUnusable, CedanaFsError, CheckpointError, UsageError
@@ -43,10 +43,8 @@ MEMORY_MIB = 300
 
 @pytest.fixture(autouse=True, scope="module")
 def _memory() -> Iterator[None]:
-    reset_peak()
-    before = peak_mib()
-    yield
-    assert peak_mib() - before < MEMORY_MIB
+    with at_most(MEMORY_MIB):
+        yield
 
 
 def base_in(root: Path, **how: Any) -> Forgery:
