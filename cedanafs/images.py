@@ -30,7 +30,13 @@ from cedanafs.shard.audit import INVENTORY, require_complete
 from cedanafs.shard.bases import take_base
 from cedanafs.shard.chain import chain
 from cedanafs.shard.opening import open_checkpoint
-from cedanafs.shard.store import PAGES_NAME, is_shard_name, shard_paths
+from cedanafs.shard.store import (
+    PAGES_NAME,
+    directory_at,
+    is_shard_name,
+    remove_shards,
+    shard_paths,
+)
 
 CLEAN_UP_S: Final = 5.0
 _RUNTIME_DIR: Final = Path("/run")
@@ -298,9 +304,8 @@ def _remove_if_uncommitted(path: Path) -> None:
         if opened is not None:
             opened.close()
         if opened is None or opened.commit == 0:
-            for shard in shard_paths(path):
-                shard.unlink()
-            path.rmdir()
+            remove_shards(path)
+            directory_at(path).remove()
 
 
 def _bytes_in(path: Path) -> int:

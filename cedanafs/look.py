@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from cedanafs.errors import CedanaFsError, StoreError
 from cedanafs.shard.audit import what_is_missing
 from cedanafs.shard.chain import PARENT
 from cedanafs.shard.opening import Opened, open_checkpoint
-from cedanafs.shard.store import is_shard_name
+from cedanafs.shard.store import Place, directory_at, is_shard_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +64,20 @@ class CheckpointSummary:
         return self.raw_bytes / self.stored_bytes if self.stored_bytes else 0.0
 
 
-def list_store(store: Path) -> Iterator[CheckpointSummary]:
+def list_store(store: Place) -> Iterator[CheckpointSummary]:
     """Every checkpoint in *store* and below, by path; damaged ones too, with what is wrong.
 
     Raises: StoreError when a directory cannot be read.
     """
-    if not store.is_dir():
+    top = directory_at(store)
+    if not top.exists():
         raise StoreError(f"store {store} is not a directory")
-    left = [store]
-    while left:  # os.walk calls itself for each level, which may be thousands
-        directory = left.pop()
-        try:
-            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-        except OSError as exc:
-            message = f"cannot list {directory}: {exc.strerror}"
-            raise StoreError(message, os_errno=exc.errno) from exc
-        directories = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-        left += [Path(entry.path) for entry in reversed(directories)]
-        if any(is_shard_name(entry.name) for entry in entries if entry not in directories):
+    for directory, names in top.walk():
+        if any(map(is_shard_name, names)):
             yield _or_problem(directory)
 
 
-def inspect(directory: Path) -> CheckpointSummary:
+def inspect(directory: Place) -> CheckpointSummary:
     """What is in the checkpoint in *directory*. Raises: CheckpointError, StoreError."""
     opened = open_checkpoint(directory)
     try:
@@ -96,7 +86,7 @@ def inspect(directory: Path) -> CheckpointSummary:
         opened.close()
 
 
-def _or_problem(directory: Path) -> CheckpointSummary:
+def _or_problem(directory: Place) -> CheckpointSummary:
     try:
         return inspect(directory)
     except CedanaFsError as exc:
@@ -107,7 +97,11 @@ def _summary(opened: Opened) -> CheckpointSummary:
     link = opened.contents.images.get(PARENT)
     parent = link.symlink_to if link else None
     problem = what_is_missing(opened)
-    if problem is None and parent is not None and not (opened.directory / parent).is_dir():
+    if (
+        problem is None
+        and parent is not None
+        and not directory_at(opened.directory / parent).exists()
+    ):
         problem = f"its parent {parent} is missing"
     images = tuple(
         ImageSummary(image.name, image.size, f"{image.mode:04o}", image.mtime_ns, image.symlink_to)

@@ -17,7 +17,7 @@ from cedanafs.shard.log import Log
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.reader import load_frame
 from cedanafs.shard.scan import Commit, scan
-from cedanafs.shard.store import ShardFile, shard_paths
+from cedanafs.shard.store import ShardFile, open_shard, shard_paths
 
 STOCK_TOOLS = {
     "none": ["cat"],
@@ -132,7 +132,7 @@ def last_commit(path: Path) -> Commit:
     """The last commit of the shard, whose checkpoint is as yet undamaged."""
     opened = open_checkpoint(path.parent)
     opened.close()
-    file = ShardFile.open(path)
+    file = open_shard(path)
     found = scan(file, Carrier(opened.codec), file.length()).last
     file.close()
     assert found is not None

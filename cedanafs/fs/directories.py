@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-from pathlib import Path
 
-from cedanafs.errors import CheckpointError, StoreError, UsageError
+from cedanafs.errors import CheckpointError, UsageError
 from cedanafs.fs.checkpoints import Checkpoints
 from cedanafs.fs.namespace import Directory, Namespace
 from cedanafs.fs.patience import Patience
 from cedanafs.shard.bases import refuse_if_used
 from cedanafs.shard.contents import is_image_name
-from cedanafs.shard.store import is_shard_name, remove_shards, sync_directory
+from cedanafs.shard.store import Place, directory_at, is_shard_name, remove_shards
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ class Directories:
         _refuse_bad_name(name)
         path = parent.path / name
         await self._commit_removal(parent, name)
-        await self._patience.on_thread(None, lambda: os.mkdir(path, 0o700))
+        await self._patience.on_thread(None, directory_at(path).make)
         made = self._names.add_directory(path, parent)
         made.subdirectories = {}
         (await self.below(parent))[name] = made
@@ -85,7 +83,7 @@ class Directories:
             await self._checkpoints.rest(directory)
         old_path, path = moved.path, target.path / new
         await self._commit_removal(target, new)
-        await self._patience.on_thread(None, lambda: _rename(old_path, path))
+        await self._patience.on_thread(None, lambda: directory_at(old_path).rename(path))
         for directory in self._names.below(moved):
             directory.path = path / directory.path.relative_to(old_path)
         moved.parent = target
@@ -115,23 +113,11 @@ def _refuse_bad_name(name: str) -> None:
         raise OSError(errno.EINVAL, "the store needs this name itself", name)
 
 
-def _list(path: Path) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if entry.is_dir(follow_symlinks=False) and is_image_name(entry.name)
-            ]
-    except OSError as exc:
-        raise StoreError(f"cannot list {path}: {exc.strerror}", os_errno=exc.errno) from exc
+def _list(path: Place) -> list[str]:
+    names, _ = directory_at(path).entries()
+    return list(filter(is_image_name, names))
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Place) -> None:
     remove_shards(path)
-    os.rmdir(path)
-
-
-def _rename(old: Path, new: Path) -> None:
-    os.rename(old, new)
-    sync_directory(new.parent)
+    directory_at(path).remove()

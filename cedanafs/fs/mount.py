@@ -19,7 +19,7 @@ from cedanafs.config import MountSettings
 from cedanafs.errors import MachineError, StoreError, UsageError
 from cedanafs.fs.filesystem import Filesystem, open_filesystem
 from cedanafs.fs.operations import Operations
-from cedanafs.shard.store import locked
+from cedanafs.shard.store import directory_at
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ async def mounted(settings: MountSettings, mountpoint: Path) -> AsyncIterator[Fi
     recycle_memory()
     with contextlib.ExitStack() as stack:
         if not settings.read_only:
-            stack.enter_context(locked(settings.store, _IN_USE))
+            stack.enter_context(directory_at(settings.store).locked(_IN_USE))
         async with open_filesystem(settings) as filesystem:
             try:
                 pyfuse3.init(Operations(filesystem), os.fspath(mountpoint), _options(settings))
@@ -83,7 +83,7 @@ def check_before_mounting(settings: MountSettings, mountpoint: Path) -> None:
     check_mountpoint(mountpoint)
     check_store(settings)
     if not settings.read_only:
-        with locked(settings.store, _IN_USE):
+        with directory_at(settings.store).locked(_IN_USE):
             pass
 
 

@@ -19,7 +19,7 @@ from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.reader import load_frame
 from cedanafs.shard.records import parse
 from cedanafs.shard.scan import at_place, walk
-from cedanafs.shard.store import ShardFile
+from cedanafs.shard.store import Place, ShardFile
 
 INVENTORY: Final = "inventory.img"
 
@@ -58,7 +58,7 @@ class Audit:
     torn_bytes: int
 
 
-def verify(directory: Path, progress: Progress = lambda _: None) -> Audit:
+def verify(directory: Place, progress: Progress = lambda _: None) -> Audit:
     """Read every byte of the checkpoint in *directory* and say what is wrong with it.
 
     A base that it refers to is read, too; `frames` and the bytes are the checkpoint's own.
@@ -129,7 +129,7 @@ def _checked_units(opened: Opened, k: int, file: ShardFile) -> Iterator[None]:
         raise CorruptShard(f"{file.path}: records and index do not say the same")
 
 
-def extract(directory: Path, target: Path, progress: Progress = lambda _: None) -> int:
+def extract(directory: Place, target: Path, progress: Progress = lambda _: None) -> int:
     """Write every image file of the checkpoint into *target*, plain; returns how many.
 
     *target* is made, or must be an empty directory in which nobody else can write. Nothing

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from cedanafs.errors import (
     BaseUnusable,
     CedanaFsError,
@@ -21,15 +18,17 @@ from cedanafs.shard.format import Carrier
 from cedanafs.shard.opening import MAX_CHAIN, Opened, open_checkpoint
 from cedanafs.shard.scan import scan
 from cedanafs.shard.store import (
-    ShardFile,
+    Place,
+    directory_at,
     is_shard_name,
+    open_shard,
     remove_shards,
     require_shards,
     shard_paths,
 )
 
 
-def take_base(directory: Path, name: str) -> tuple[Base, Opened]:
+def take_base(directory: Place, name: str) -> tuple[Base, Opened]:
     """The checkpoint *name* beside *directory*, to refer to; nobody writes it until it is closed.
 
     Raises: UsageError, CheckpointError, StoreBusy when somebody writes it, StoreError.
@@ -67,35 +66,36 @@ def take_base(directory: Path, name: str) -> tuple[Base, Opened]:
         raise
 
 
-def users_of(directory: Path) -> list[str]:
+def users_of(directory: Place) -> list[str]:
     """The checkpoints beside *directory* that have it as their base.
 
     Raises: StoreError; CheckpointError when one of them cannot be asked.
     """
     directory = directory.resolve()
     users = []
-    for entry in sorted(os.scandir(directory.parent), key=lambda entry: entry.name):
-        if not entry.is_dir(follow_symlinks=False) or entry.name == directory.name:
+    names, _ = directory_at(directory.parent).entries()
+    for name in names:
+        if name == directory.name:
             continue
         try:
-            base = _base_of(Path(entry.path))
+            base = _base_of(directory.parent / name)
         except StoreError:
             raise
         except CedanaFsError as exc:
             raise BaseUnusable(
-                f"whether {entry.name} needs {directory.name} cannot be told: {exc}"
+                f"whether {name} needs {directory.name} cannot be told: {exc}"
             ) from exc
         if base is not None and base.name == directory.name:
-            users.append(entry.name)
+            users.append(name)
     return users
 
 
-def _base_of(directory: Path) -> Base | None:
+def _base_of(directory: Place) -> Base | None:
     """What the last commit of the checkpoint's first shard says; None where there is none."""
     paths = shard_paths(directory)
     if not paths:
         return None
-    file = ShardFile.open(paths[0])
+    file = open_shard(paths[0])
     try:
         carrier = Carrier(codec_of(EXTENSIONS[paths[0].suffix]))
         last = scan(file, carrier, file.length()).last
@@ -104,7 +104,7 @@ def _base_of(directory: Path) -> Base | None:
         file.close()
 
 
-def refuse_if_used(directory: Path, what: str) -> None:
+def refuse_if_used(directory: Place, what: str) -> None:
     """Raises: UsageError that names who has the checkpoint in *directory* as base."""
     if users := users_of(directory):
         raise UsageError(
@@ -112,20 +112,21 @@ def refuse_if_used(directory: Path, what: str) -> None:
         )
 
 
-def remove(directory: Path, *, even_if_used: bool) -> None:
+def remove(directory: Place, *, even_if_used: bool) -> None:
     """Remove the checkpoint in *directory*. Raises: UsageError when others need it, StoreBusy."""
-    if not directory.is_dir():
+    place = directory_at(directory)
+    if not place.exists():
         raise CheckpointMissing(f"{directory}: no such directory")
-    if not any(is_shard_name(name) for name in os.listdir(directory)):
+    shards = list(filter(is_shard_name, place.entries()[1]))
+    if not shards:
         require_shards(directory)
     if not even_if_used:
         refuse_if_used(directory, "remove it")
-    first = min(name for name in os.listdir(directory) if is_shard_name(name))
-    file = ShardFile.open(directory / first, writable=True)
+    file = place.open_shard(shards[0], writable=True)
     try:
         file.lock()
         remove_shards(directory)
-        if not os.listdir(directory):
-            directory.rmdir()
+        if place.entries() == ([], []):
+            place.remove()
     finally:
         file.close()

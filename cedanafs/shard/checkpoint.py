@@ -6,8 +6,6 @@ calls of one checkpoint.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from cedanafs.errors import CedanaFsError, StoreBusy, UsageError
 from cedanafs.shard.appender import Appender, cut
 from cedanafs.shard.bases import take_base
@@ -18,13 +16,13 @@ from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.pages import Pages, keep, table_of, table_of_written
-from cedanafs.shard.store import ShardFile, create_shards, shard_paths
+from cedanafs.shard.store import Place, ShardFile, create_shards, open_shard, shard_paths
 
 
 class Checkpoint:
     """One directory of a store that holds shards, or will when the first image is created."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Place) -> None:
         self.directory = directory
         self.contents = Contents()
         self.files: list[ShardFile] = []
@@ -35,7 +33,7 @@ class Checkpoint:
         self._replaced: list[ShardFile] = []
 
     @classmethod
-    def load(cls, directory: Path) -> Checkpoint:
+    def load(cls, directory: Place) -> Checkpoint:
         """What *directory* holds; without shards, an empty checkpoint. Blocks.
 
         Raises: what `open_checkpoint` raises.
@@ -135,7 +133,7 @@ class Checkpoint:
         files: list[ShardFile] = []
         try:
             for file in opened.files:
-                files.append(ShardFile.open(file.path, writable=True))
+                files.append(open_shard(file.path, writable=True))
             files[0].lock()
             for file, *lengths in zip(
                 files, opened.lengths, opened.footers, opened.ends, strict=True

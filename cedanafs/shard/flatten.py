@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from cedanafs.shard.audit import Progress
@@ -14,13 +13,13 @@ from cedanafs.shard.contents import Image
 from cedanafs.shard.extents import Frame
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.reader import load_frame
-from cedanafs.shard.store import require_shards
+from cedanafs.shard.store import Place, require_shards
 
 _PIECE_BYTES: Final = 1 << 20
 _BUDGET_BYTES: Final = 32 << 20
 
 
-def flatten(directory: Path, progress: Progress = lambda _: None) -> int:
+def flatten(directory: Place, progress: Progress = lambda _: None) -> int:
     """Write what the checkpoint in *directory* has of its base into it; returns how many bytes.
 
     One commit says both that it is there and that no base is needed; before it, nothing has

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pathlib import Path
 from typing import Final
 from uuid import UUID
 
@@ -39,7 +38,7 @@ from cedanafs.shard.scan import (
     is_torn,
     scan,
 )
-from cedanafs.shard.store import ShardFile, require_shards
+from cedanafs.shard.store import Place, ShardFile, open_shard, require_shards
 
 _ATTEMPTS: Final = 5
 
@@ -59,7 +58,7 @@ class Opened:
     it begins at `footers`, which is the shard's length otherwise.
     """
 
-    directory: Path
+    directory: Place
     files: list[ShardFile]
     codec: Codec
     commit: int = 0
@@ -92,7 +91,7 @@ class Opened:
 
 
 def open_checkpoint(
-    directory: Path, said: Base | None = None, users: tuple[UUID, ...] = ()
+    directory: Place, said: Base | None = None, users: tuple[UUID, ...] = ()
 ) -> Opened:
     """Open the checkpoint in *directory* for reading, and the one that it refers to.
 
@@ -103,7 +102,7 @@ def open_checkpoint(
     files: list[ShardFile] = []
     try:
         for path in require_shards(directory):
-            files.append(ShardFile.open(path))
+            files.append(open_shard(path))
         attempts = 0
         while True:
             attempts += 1
@@ -121,7 +120,7 @@ def open_checkpoint(
 
 
 def _opened(
-    directory: Path,
+    directory: Place,
     files: list[ShardFile],
     lengths: list[int],
     said: Base | None,
@@ -156,7 +155,7 @@ def _opened(
 
 
 def opened_at(
-    directory: Path,
+    directory: Place,
     files: list[ShardFile],
     commits: Sequence[Commit],
     said: Base | None = None,
@@ -207,7 +206,7 @@ def opened_at(
     )
 
 
-def _open_base(directory: Path, said: Base, users: tuple[UUID, ...]) -> Opened:
+def _open_base(directory: Place, said: Base, users: tuple[UUID, ...]) -> Opened:
     path = directory.resolve().parent / said.name
     if said.checkpoint in users or len(users) > MAX_CHAIN or path.is_symlink():
         raise BaseUnusable(f"{directory}: {path} cannot be its base: a circle, or a way too long")
@@ -221,7 +220,7 @@ def _open_base(directory: Path, said: Base, users: tuple[UUID, ...]) -> Opened:
         raise BaseUnusable(f"{directory}: its base cannot be used: {exc}") from exc
 
 
-def _as_said(directory: Path, indexes: Sequence[Index], said: Base) -> list[Index]:
+def _as_said(directory: Place, indexes: Sequence[Index], said: Base) -> list[Index]:
     """The indexes, cut to what they were then. Raises: BaseUnusable."""
     then = [
         replace(index, frames=index.frames[:frames], markers=index.markers[:markers])
@@ -351,7 +350,7 @@ def _codec_said(file: ShardFile, expected: Codec, index: Index) -> Codec:
     return codec
 
 
-def _check_set(directory: Path, files: Sequence[ShardFile], commits: Sequence[Commit]) -> None:
+def _check_set(directory: Place, files: Sequence[ShardFile], commits: Sequence[Commit]) -> None:
     footers = [each.footer for each in commits]
     indexes = [each.index for each in commits]
     first = indexes[0]

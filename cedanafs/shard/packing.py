@@ -24,14 +24,14 @@ from cedanafs.shard.codec import Codec
 from cedanafs.shard.contents import is_image_name, is_link_target
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
-from cedanafs.shard.store import is_shard_name, remove_shards, sync_directory
+from cedanafs.shard.store import Place, directory_at, is_shard_name, remove_shards
 
 _PIECE_BYTES: Final = 1 << 20
 
 
 def pack(
     source: Path,
-    directory: Path,
+    directory: Place,
     *,
     shards: int,
     codec: Codec,
@@ -60,14 +60,14 @@ def pack(
                 checkpoint.commit(seal=True)
             finally:
                 checkpoint.close()
-        sync_directory(directory.absolute().parent)
+        directory_at(directory.absolute().parent).sync()
         if damages := verify(directory).damages:
             raise CorruptShard(f"{directory} is not what was written: {damages[0]}")
     except BaseException:
         with contextlib.suppress(OSError, StoreError):
             remove_shards(directory)
             if made:
-                directory.rmdir()
+                directory_at(directory).remove()
         raise
     return len(names)
 
@@ -91,12 +91,13 @@ def _names(source: Path) -> list[str]:
     return sorted(names, key=lambda name: name == INVENTORY)
 
 
-def _make(directory: Path) -> bool:
+def _make(directory: Place) -> bool:
     """Make *directory*, or find that it is there and empty. Whether it was made."""
+    place = directory_at(directory)
     try:
-        directory.mkdir(mode=0o700)
+        place.make()
     except FileExistsError:
-        if not directory.is_dir() or any(directory.iterdir()):
+        if not place.exists() or place.entries() != ([], []):
             raise UsageError(f"{directory} is there already: pack into a new directory") from None
         return False
     except FileNotFoundError:

@@ -33,7 +33,14 @@ from cedanafs.shard.opening import Opened, open_checkpoint, opened_at
 from cedanafs.shard.reader import load_frame
 from cedanafs.shard.records import Marker, parse
 from cedanafs.shard.scan import Commit, headers
-from cedanafs.shard.store import ShardFile, is_shard_name, require_shards
+from cedanafs.shard.store import (
+    Place,
+    ShardFile,
+    directory_at,
+    is_shard_name,
+    open_shard,
+    require_shards,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +87,7 @@ class _Found:
 class _Shards:
     """The shards as far as anything of them makes sense."""
 
-    directory: Path
+    directory: Place
     files: list[ShardFile]
     carrier: Carrier
     lengths: list[int] = field(default_factory=list)
@@ -102,7 +109,7 @@ class _Shards:
             file.close()
 
 
-def diagnose(directory: Path) -> Diagnosis:
+def diagnose(directory: Place) -> Diagnosis:
     """What is wrong with the checkpoint in *directory*. Changes nothing.
 
     Raises: CheckpointMissing, CheckpointIncomplete where shards are missing, StoreError.
@@ -128,7 +135,7 @@ def diagnose(directory: Path) -> Diagnosis:
         shards.close()
 
 
-def bring_back(directory: Path, way: Way) -> Audit:
+def bring_back(directory: Place, way: Way) -> Audit:
     """Make the checkpoint in *directory* what *way* says, and verify it.
 
     Raises: StoreBusy when somebody writes there, StoreError, CheckpointError.
@@ -154,7 +161,7 @@ def bring_back(directory: Path, way: Way) -> Audit:
     return verify(directory)
 
 
-def accept(directory: Path) -> None:
+def accept(directory: Place) -> None:
     """Commit anew without the note that images may hold a part only of what was to be written."""
     checkpoint = Checkpoint.load(directory)
     try:
@@ -172,15 +179,16 @@ def accept(directory: Path) -> None:
         checkpoint.close()
 
 
-def salvage(directory: Path, target: Path) -> tuple[int, list[str]]:
+def salvage(directory: Place, target: Path) -> tuple[int, list[str]]:
     """Write every image that is whole into *target*, plain. Returns how many, and what is lost.
 
     By the newest index that all shards have; without one, as the images were when the first
     record was written that is not there any more.
     Raises: UsageError, CheckpointError when nothing is to be had, StoreError.
     """
+    _, names = directory_at(directory).entries()
     paths = sorted(
-        (path for path in directory.iterdir() if is_shard_name(path.name)),
+        (directory / name for name in names if is_shard_name(name)),
         key=lambda path: int(path.name.removeprefix("img-").split(".")[0]),
     )
     if not paths:
@@ -201,11 +209,11 @@ def salvage(directory: Path, target: Path) -> tuple[int, list[str]]:
         shards.close()
 
 
-def _look(paths: Sequence[Path], *, writable: bool = False) -> _Shards:
+def _look(paths: Sequence[Place], *, writable: bool = False) -> _Shards:
     files: list[ShardFile] = []
     try:
         for path in paths:
-            files.append(ShardFile.open(path, writable=writable))
+            files.append(open_shard(path, writable=writable))
         codec = codec_of(EXTENSIONS[paths[0].suffix])
         return _Shards(paths[0].parent, files, Carrier(codec))
     except BaseException:

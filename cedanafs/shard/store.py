@@ -1,39 +1,122 @@
-"""Shard files on a POSIX directory: the only file that opens an img-k. Blocking; knows no frames.
+"""Where checkpoints are kept: what every kind of store can do, and shards by their names.
 
-Needed of a store: append, read at an offset, fsync, listing; truncate only to cut off a torn
-tail. No rename, lock or mmap. Any thread may read; one thread at a time appends to a shard.
+A store is a tree of directories; the shards of a checkpoint lie in one. Blocking; knows no frames.
+Any thread may read; one thread at a time appends to a shard.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeAlias
 
-from cedanafs.errors import (
-    CheckpointIncomplete,
-    CheckpointMissing,
-    CorruptShard,
-    MixedShards,
-    StoreBusy,
-    StoreError,
-)
+from cedanafs.errors import CheckpointIncomplete, CheckpointMissing, MixedShards, StoreError
 from cedanafs.shard.codec import EXTENSIONS, Bytes, Codec
 from cedanafs.shard.format import MAX_SHARDS
+from cedanafs.shard.local import LocalDirectory
 
-MAX_OFFSET: Final = 1 << 62
-"""No file reaches it, and not every number of a shard can be an offset for the kernel."""
+Place: TypeAlias = Path
+"""Where a directory or a file of a store is."""
 
 PAGES_NAME: Final = ".cedanafs-pages"
 """What may lie beside the shards and can be made again, see `pages`."""
 
 _SHARD_NAME: Final = re.compile(r"img-(0|[1-9][0-9]{0,2})(\.[a-z0-9]+)?")
+
+
+class ShardFile(Protocol):
+    """One img-k. Every failure comes as StoreError that names the file and keeps the errno."""
+
+    @property
+    def path(self) -> Place: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def atomic(self) -> bool:
+        """Whether all that is written from one `sync` to the next appears at once, or nothing.
+
+        It cannot be cut in the middle then.
+        """
+
+    def length(self) -> int: ...
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly *length* bytes. Raises: CorruptShard when the file ends before."""
+
+    def next_data(self, offset: int) -> int:
+        """Where from *offset* on something was written: zeros of a hole take no time to skip.
+
+        The file's length, where nothing was.
+        """
+
+    def write_at(self, offset: int, buffers: Sequence[Bytes]) -> None:
+        """All of *buffers* one after the other from *offset*, which is where the file ends."""
+
+    def sync(self) -> None:
+        """Make durable what was written."""
+
+    def truncate(self, length: int) -> None: ...
+
+    def lock_shared(self) -> None:
+        """Keep whoever writes or removes it out, until it is closed. Raises: StoreBusy."""
+
+    def lock(self) -> None:
+        """Keep other writers on this machine out, until it is closed. Raises: StoreBusy."""
+
+    def close(self) -> None:
+        """Give it back; what was written and not synced may be lost."""
+
+
+class StoreDirectory(Protocol):
+    """A directory of a store. Failures come as StoreError, but for those that say OSError."""
+
+    def exists(self) -> bool: ...
+
+    def entries(self) -> tuple[list[str], list[str]]:
+        """The names of the directories in it, and of all else, each sorted."""
+
+    def walk(self) -> Iterator[tuple[Place, list[str]]]:
+        """Itself and each directory below, by path, with the names of what else is in it."""
+
+    def make(self) -> None:
+        """Make it. Raises: OSError, FileExistsError among them."""
+
+    def remove(self) -> None:
+        """Remove it, which is empty. Raises: OSError."""
+
+    def rename(self, new: Path) -> None:
+        """Give it the path *new*, durably. Raises: OSError."""
+
+    def create_shard(self, name: str) -> ShardFile: ...
+
+    def open_shard(self, name: str, *, writable: bool = False) -> ShardFile: ...
+
+    def remove_files(self, names: Sequence[str]) -> None:
+        """Remove the files *names*; those that are not there are no error."""
+
+    def sync(self) -> None:
+        """Make the names in it durable."""
+
+    def locked(self, why: str) -> AbstractContextManager[None]:
+        """Hold it for writing against other servers on this machine.
+
+        Raises: StoreBusy with *why* when another holds it.
+        """
+
+
+def directory_at(place: Place) -> StoreDirectory:
+    """The directory at *place*, whether it is there or not."""
+    return LocalDirectory(place)
+
+
+def open_shard(path: Place, *, writable: bool = False) -> ShardFile:
+    """The shard file at *path*. Raises: StoreError, CorruptShard when it is no regular file."""
+    return directory_at(path.parent).open_shard(path.name, writable=writable)
 
 
 def is_shard_name(name: str) -> bool:
@@ -42,142 +125,35 @@ def is_shard_name(name: str) -> bool:
     return match is not None and (match[2] or "") in EXTENSIONS
 
 
-class ShardFile:
-    """One img-k. Every failure comes as StoreError that names the file and keeps the errno."""
-
-    def __init__(self, path: Path, fd: int) -> None:
-        self.path = path
-        self._fd = fd
-
-    @classmethod
-    def create(cls, path: Path) -> ShardFile:
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        with _store_errors("create", path):
-            try:
-                return cls(path, os.open(path, flags, 0o600))
-            except FileExistsError:
-                raise
-            except OSError:  # a network filesystem may fail behind it: then it is there
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                raise
-
-    @classmethod
-    def open(cls, path: Path, *, writable: bool = False) -> ShardFile:
-        # Without O_NONBLOCK a FIFO of that name would be waited for.
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        with _store_errors("open", path):
-            fd = os.open(path, flags | (os.O_RDWR if writable else os.O_RDONLY))
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise CorruptShard(f"{path} is not a regular file")
-        return cls(path, fd)
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    def length(self) -> int:
-        with _store_errors("stat", self.path):
-            return os.fstat(self._fd).st_size
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Exactly *length* bytes. Raises: CorruptShard when the file ends before."""
-        data = b""
-        with _store_errors("read", self.path):
-            while len(data) < length and offset + len(data) < MAX_OFFSET:
-                more = os.pread(self._fd, length - len(data), offset + len(data))
-                if not more:
-                    break
-                data = data + more if data else more
-        if len(data) != length:
-            raise CorruptShard(
-                f"{self.name} at offset {offset}: {length} bytes wanted, the file ends "
-                f"after {len(data)}: it was cut short"
-            )
-        return data
-
-    def next_data(self, offset: int) -> int:
-        """Where from *offset* on something was written: zeros of a hole take no time to skip.
-
-        The file's length, where nothing was.
-        """
-        with _store_errors("read", self.path):
-            try:
-                return os.lseek(self._fd, offset, os.SEEK_DATA)
-            except OSError as exc:
-                if exc.errno == errno.ENXIO:  # behind the last of it
-                    return max(os.fstat(self._fd).st_size, offset)
-                if exc.errno == errno.EINVAL:  # a store that knows no holes
-                    return offset
-                raise
-
-    def write_at(self, offset: int, buffers: Sequence[Bytes]) -> None:
-        """All of *buffers* one after the other from *offset*, short writes continued."""
-        with _store_errors("write", self.path):
-            left = [memoryview(b) for b in buffers]
-            while left:
-                done = os.pwritev(self._fd, left, offset)
-                if done == 0:
-                    raise OSError(errno.EIO, "write took no bytes")
-                offset += done
-                while left and done >= len(left[0]):
-                    done -= len(left.pop(0))
-                if done:
-                    left[0] = left[0][done:]
-
-    def sync(self) -> None:
-        with _store_errors("fsync", self.path):
-            os.fdatasync(self._fd)
-
-    def truncate(self, length: int) -> None:
-        with _store_errors("truncate", self.path):
-            os.ftruncate(self._fd, length)
-
-    def lock_shared(self) -> None:
-        """Keep whoever writes or removes it out, until it is closed. Raises: StoreBusy."""
-        _flock(self._fd, self.path, "is being written just now: no base yet", fcntl.LOCK_SH)
-
-    def lock(self) -> None:
-        """Keep other writers on this machine out, until it is closed. Raises: StoreBusy."""
-        _flock(self._fd, self.path, "another server is writing to this checkpoint")
-
-    def close(self) -> None:
-        with _store_errors("close", self.path):
-            fd, self._fd = self._fd, -1
-            if fd >= 0:
-                os.close(fd)
-
-
-def create_shards(directory: Path, count: int, codec: Codec) -> list[ShardFile]:
+def create_shards(directory: Place, count: int, codec: Codec) -> list[ShardFile]:
     """N new, empty shards, and their names durable in *directory*. All of them or none."""
+    place = directory_at(directory)
     made: list[ShardFile] = []
     try:
         for k in range(count):
-            made.append(ShardFile.create(directory / f"img-{k}{codec.extension}"))
-        sync_directory(directory)
+            made.append(place.create_shard(f"img-{k}{codec.extension}"))
+        place.sync()
     except BaseException:
         for shard in made:
             with contextlib.suppress(StoreError):
                 shard.close()
-            with contextlib.suppress(OSError):
-                shard.path.unlink()
+        with contextlib.suppress(StoreError):
+            place.remove_files([shard.name for shard in made])
         raise
     return made
 
 
-def shard_paths(directory: Path) -> list[Path]:
+def shard_paths(directory: Place) -> list[Place]:
     """The shard files in *directory*, in order of k; empty where there is no checkpoint.
 
     Raises: CheckpointIncomplete (a shard between others is missing), MixedShards (two
     extensions), StoreError.
     """
-    found: dict[int, list[Path]] = {}
-    with _store_errors("list", directory), os.scandir(directory) as entries:
-        for entry in entries:
-            if is_shard_name(entry.name) and not entry.is_dir(follow_symlinks=False):
-                k = int(_SHARD_NAME.fullmatch(entry.name)[1])  # type: ignore[index]
-                found.setdefault(k, []).append(directory / entry.name)
+    found: dict[int, list[Place]] = {}
+    _, names = directory_at(directory).entries()
+    for name in filter(is_shard_name, names):
+        k = int(_SHARD_NAME.fullmatch(name)[1])  # type: ignore[index]
+        found.setdefault(k, []).append(directory / name)
     if not found:
         return []
     paths = [path for k in sorted(found) for path in found[k]]
@@ -193,14 +169,14 @@ def shard_paths(directory: Path) -> list[Path]:
     missing = [k for k in range(top) if k not in found]
     if missing:
         suffix = suffixes.pop()
-        names = ", ".join(f"img-{k}{suffix}" for k in missing)
-        raise CheckpointIncomplete(f"{directory}: {names} missing: bring all shards together")
+        gone = ", ".join(f"img-{k}{suffix}" for k in missing)
+        raise CheckpointIncomplete(f"{directory}: {gone} missing: bring all shards together")
     return paths
 
 
-def require_shards(directory: Path) -> list[Path]:
+def require_shards(directory: Place) -> list[Place]:
     """Like `shard_paths`. Raises: CheckpointMissing where there is none."""
-    if not directory.is_dir():
+    if not directory_at(directory).exists():
         raise CheckpointMissing(f"{directory}: no such directory")
     paths = shard_paths(directory)
     if not paths:
@@ -208,68 +184,21 @@ def require_shards(directory: Path) -> list[Path]:
     return paths
 
 
-def remove_shards(directory: Path) -> None:
+def remove_shards(directory: Place) -> None:
     """Remove every shard file of *directory*, whatever state they are in."""
-    with _store_errors("remove the shards of", directory):
-        (directory / PAGES_NAME).unlink(missing_ok=True)
-        for name in sorted(os.listdir(directory)):
-            if is_shard_name(name):
-                os.unlink(directory / name)
+    place = directory_at(directory)
+    _, names = place.entries()
+    place.remove_files([PAGES_NAME, *filter(is_shard_name, names)])
 
 
-def sync_shards(directory: Path) -> None:
+def sync_shards(directory: Place) -> None:
     """Make every shard file of *directory*, as it is, and their names durable."""
-    with _store_errors("list", directory):
-        names = sorted(filter(is_shard_name, os.listdir(directory)))
-    for name in names:
-        file = ShardFile.open(directory / name)
+    place = directory_at(directory)
+    _, names = place.entries()
+    for name in filter(is_shard_name, names):
+        file = place.open_shard(name)
         try:
             file.sync()
         finally:
             file.close()
-    sync_directory(directory)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in *directory* durable; a store that cannot (EINVAL) has nothing to sync."""
-    with _store_errors("fsync", directory):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(fd)
-
-
-@contextlib.contextmanager
-def locked(directory: Path, why: str) -> Iterator[None]:
-    """Hold *directory* for writing against other servers on this machine.
-
-    Raises: StoreBusy with *why* when another holds it.
-    """
-    with _store_errors("open", directory):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _flock(fd, directory, why)
-        yield
-    finally:
-        os.close(fd)
-
-
-def _flock(fd: int, path: Path, why: str, kind: int = fcntl.LOCK_EX) -> None:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StoreBusy(f"{path}: {why}") from None
-    except OSError as exc:
-        raise StoreError(f"{path}: cannot lock: {exc.strerror}", os_errno=exc.errno) from exc
-
-
-@contextlib.contextmanager
-def _store_errors(what: str, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise StoreError(f"cannot {what} {path}: {exc.strerror}", os_errno=exc.errno) from exc
+    place.sync()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from cedanafs.shard.store import ShardFile
+from cedanafs.shard.local import LocalShard
 
 SECTOR = 512
 PAGE = 4096
@@ -245,21 +245,21 @@ def record(monkeypatch: pytest.MonkeyPatch, recording: Recording) -> None:
     lock = threading.Lock()
 
     def recorded(kind: str) -> None:
-        original = getattr(ShardFile, kind)
+        original = getattr(LocalShard, kind)
 
-        def method(file: ShardFile, *args: object) -> None:
+        def method(file: LocalShard, *args: object) -> None:
             with lock:  # one after the other: the order noted is the order done
                 original(file, *args)
                 recording.operations.append(_operation(file.name, kind, *args))
 
-        monkeypatch.setattr(ShardFile, kind, method)
+        monkeypatch.setattr(LocalShard, kind, method)
 
-    def create(path: Path) -> ShardFile:
+    def create(path: Path) -> LocalShard:
         recording.before[path.name] = b""  # their names are durable before anything is written
         return created(path)
 
-    created = ShardFile.create
-    monkeypatch.setattr(ShardFile, "create", create)
+    created = LocalShard.create
+    monkeypatch.setattr(LocalShard, "create", create)
     for kind in ("write_at", "truncate", "sync"):
         recorded(kind)
 

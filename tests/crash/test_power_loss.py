@@ -17,8 +17,8 @@ from writing import Writer, read_checkpoint, read_contents, writing
 
 from cedanafs.errors import CheckpointIncomplete
 from cedanafs.shard.audit import audit
+from cedanafs.shard.local import LocalDirectory, LocalShard
 from cedanafs.shard.opening import open_checkpoint
-from cedanafs.shard.store import ShardFile
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 NOISE = random.Random(5).randbytes(20_000)
@@ -223,10 +223,10 @@ def test_names_are_durable_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    write_at = ShardFile.write_at
-    monkeypatch.setattr("cedanafs.shard.store.sync_directory", lambda _: events.append("names"))
+    write_at = LocalShard.write_at
+    monkeypatch.setattr(LocalDirectory, "sync", lambda _: events.append("names"))
     monkeypatch.setattr(
-        ShardFile, "write_at", lambda *args: (events.append("write"), write_at(*args))
+        LocalShard, "write_at", lambda *args: (events.append("write"), write_at(*args))
     )
     with writing(tmp_path, shards=3) as writer:
         assert len(list(tmp_path.iterdir())) == 3

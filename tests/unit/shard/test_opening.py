@@ -25,9 +25,10 @@ from cedanafs.shard.codec import codec_of
 from cedanafs.shard.commit import Index
 from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
+from cedanafs.shard.local import LocalShard
 from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.scan import scan
-from cedanafs.shard.store import ShardFile, shard_paths
+from cedanafs.shard.store import shard_paths
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 FIRST = {"inventory.img": b"inventory", "pages-1.img": random.Random(1).randbytes(3000)}
@@ -198,7 +199,7 @@ def cut_footers(directory: Path) -> list[int]:
     """Take the last footer off every shard, as a crash before them does; returns the lengths."""
     carrier = Carrier(look(directory).codec)
     for path in shard_paths(directory):
-        file = ShardFile.open(path)
+        file = LocalShard.open(path)
         last = scan(file, carrier, file.length()).last
         file.close()
         assert last is not None
@@ -462,20 +463,20 @@ def test_no_footer_before_all_else_is_durable_on_every_shard(
 ) -> None:
     """A disk may write in any order between two fsyncs; a footer vouches for what precedes it."""
     events: list[tuple[str, str]] = []
-    write_at, sync = ShardFile.write_at, ShardFile.sync
+    write_at, sync = LocalShard.write_at, LocalShard.sync
 
-    def noted_write(file: ShardFile, offset: int, buffers: Sequence[bytes]) -> None:
+    def noted_write(file: LocalShard, offset: int, buffers: Sequence[bytes]) -> None:
         footer = any(b"CdEn" in piece for piece in buffers)
         events.append(("footer" if footer else "write", file.name))
         write_at(file, offset, buffers)
 
-    def noted_sync(file: ShardFile) -> None:
+    def noted_sync(file: LocalShard) -> None:
         sync(file)
         events.append(("sync", file.name))
 
     with writing(tmp_path, shards=3, codec=codec) as writer:
-        monkeypatch.setattr(ShardFile, "write_at", noted_write)
-        monkeypatch.setattr(ShardFile, "sync", noted_sync)
+        monkeypatch.setattr(LocalShard, "write_at", noted_write)
+        monkeypatch.setattr(LocalShard, "sync", noted_sync)
         for name, data in FIRST.items():
             writer.create(name, data)
         writer.commit(seal=True)
@@ -497,10 +498,10 @@ def test_who_opens_while_another_commits_sees_one_of_the_commits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
 ) -> None:
     """Nothing is called damaged because it changed between a look at one shard and the next."""
-    length = ShardFile.length
+    length = LocalShard.length
     commits = 0
 
-    def length_and_commit(file: ShardFile) -> int:
+    def length_and_commit(file: LocalShard) -> int:
         nonlocal commits
         found = length(file)
         if file.name.startswith("img-0") and commits < 2:
@@ -512,5 +513,5 @@ def test_who_opens_while_another_commits_sees_one_of_the_commits(
     with writing(tmp_path, shards=3, codec=codec) as writer:
         writer.create("a", b"content")
         writer.commit()
-        monkeypatch.setattr(ShardFile, "length", length_and_commit)
+        monkeypatch.setattr(LocalShard, "length", length_and_commit)
         assert look(tmp_path).contents.images.keys() == {"a", "late-1", "late-2"}

@@ -1,0 +1,228 @@
+"""Shards on a POSIX directory: the only file that opens an img-k there. Blocking; knows no frames.
+
+Needed of a store: append, read at an offset, fsync, listing; truncate only to cut off a torn
+tail. No rename, lock or mmap. Any thread may read; one thread at a time appends to a shard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from cedanafs.errors import CorruptShard, StoreBusy, StoreError
+from cedanafs.shard.codec import Bytes
+
+MAX_OFFSET: Final = 1 << 62
+"""No file reaches it, and not every number of a shard can be an offset for the kernel."""
+
+
+class LocalShard:
+    """One img-k. Every failure comes as StoreError that names the file and keeps the errno."""
+
+    atomic: Final = False
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    @classmethod
+    def create(cls, path: Path) -> LocalShard:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with _store_errors("create", path):
+            try:
+                return cls(path, os.open(path, flags, 0o600))
+            except FileExistsError:
+                raise
+            except OSError:  # a network filesystem may fail behind it: then it is there
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise
+
+    @classmethod
+    def open(cls, path: Path, *, writable: bool = False) -> LocalShard:
+        # Without O_NONBLOCK a FIFO of that name would be waited for.
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with _store_errors("open", path):
+            fd = os.open(path, flags | (os.O_RDWR if writable else os.O_RDONLY))
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise CorruptShard(f"{path} is not a regular file")
+        return cls(path, fd)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def length(self) -> int:
+        with _store_errors("stat", self.path):
+            return os.fstat(self._fd).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly *length* bytes. Raises: CorruptShard when the file ends before."""
+        data = b""
+        with _store_errors("read", self.path):
+            while len(data) < length and offset + len(data) < MAX_OFFSET:
+                more = os.pread(self._fd, length - len(data), offset + len(data))
+                if not more:
+                    break
+                data = data + more if data else more
+        if len(data) != length:
+            raise CorruptShard(
+                f"{self.name} at offset {offset}: {length} bytes wanted, the file ends "
+                f"after {len(data)}: it was cut short"
+            )
+        return data
+
+    def next_data(self, offset: int) -> int:
+        """Where from *offset* on something was written: zeros of a hole take no time to skip.
+
+        The file's length, where nothing was.
+        """
+        with _store_errors("read", self.path):
+            try:
+                return os.lseek(self._fd, offset, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno == errno.ENXIO:  # behind the last of it
+                    return max(os.fstat(self._fd).st_size, offset)
+                if exc.errno == errno.EINVAL:  # a store that knows no holes
+                    return offset
+                raise
+
+    def write_at(self, offset: int, buffers: Sequence[Bytes]) -> None:
+        """All of *buffers* one after the other from *offset*, short writes continued."""
+        with _store_errors("write", self.path):
+            left = [memoryview(b) for b in buffers]
+            while left:
+                done = os.pwritev(self._fd, left, offset)
+                if done == 0:
+                    raise OSError(errno.EIO, "write took no bytes")
+                offset += done
+                while left and done >= len(left[0]):
+                    done -= len(left.pop(0))
+                if done:
+                    left[0] = left[0][done:]
+
+    def sync(self) -> None:
+        with _store_errors("fsync", self.path):
+            os.fdatasync(self._fd)
+
+    def truncate(self, length: int) -> None:
+        with _store_errors("truncate", self.path):
+            os.ftruncate(self._fd, length)
+
+    def lock_shared(self) -> None:
+        """Keep whoever writes or removes it out, until it is closed. Raises: StoreBusy."""
+        _flock(self._fd, self.path, "is being written just now: no base yet", fcntl.LOCK_SH)
+
+    def lock(self) -> None:
+        """Keep other writers on this machine out, until it is closed. Raises: StoreBusy."""
+        _flock(self._fd, self.path, "another server is writing to this checkpoint")
+
+    def close(self) -> None:
+        with _store_errors("close", self.path):
+            fd, self._fd = self._fd, -1
+            if fd >= 0:
+                os.close(fd)
+
+
+class LocalDirectory:
+    """A directory of a store."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        return self.path.is_dir()
+
+    def entries(self) -> tuple[list[str], list[str]]:
+        """The names of the directories in it, and of all else, each sorted."""
+        directories: list[str] = []
+        others: list[str] = []
+        with _store_errors("list", self.path), os.scandir(self.path) as entries:
+            for entry in entries:
+                inner = entry.is_dir(follow_symlinks=False)
+                (directories if inner else others).append(entry.name)
+        return sorted(directories), sorted(others)
+
+    def walk(self) -> Iterator[tuple[Path, list[str]]]:
+        """Itself and each directory below, by path, with the names of what else is in it."""
+        left = [self.path]
+        while left:  # os.walk calls itself for each level, which may be thousands
+            directory = left.pop()
+            directories, others = LocalDirectory(directory).entries()
+            yield directory, others
+            left += [directory / name for name in reversed(directories)]
+
+    def make(self) -> None:
+        """Make it. Raises: OSError, FileExistsError among them."""
+        self.path.mkdir(mode=0o700)
+
+    def remove(self) -> None:
+        """Remove it, which is empty. Raises: OSError."""
+        self.path.rmdir()
+
+    def rename(self, new: Path) -> None:
+        """Give it the path *new*, durably. Raises: OSError."""
+        os.rename(self.path, new)
+        LocalDirectory(new.parent).sync()
+
+    def create_shard(self, name: str) -> LocalShard:
+        return LocalShard.create(self.path / name)
+
+    def open_shard(self, name: str, *, writable: bool = False) -> LocalShard:
+        return LocalShard.open(self.path / name, writable=writable)
+
+    def remove_files(self, names: Sequence[str]) -> None:
+        """Remove the files *names*; those that are not there are no error."""
+        with _store_errors("remove the shards of", self.path):
+            for name in names:
+                (self.path / name).unlink(missing_ok=True)
+
+    def sync(self) -> None:
+        """Make the names in it durable; a store that cannot (EINVAL) has nothing to sync."""
+        with _store_errors("fsync", self.path):
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            except OSError as exc:
+                if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
+                    raise
+            finally:
+                os.close(fd)
+
+    @contextlib.contextmanager
+    def locked(self, why: str) -> Iterator[None]:
+        """Hold it for writing against other servers on this machine.
+
+        Raises: StoreBusy with *why* when another holds it.
+        """
+        with _store_errors("open", self.path):
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _flock(fd, self.path, why)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _flock(fd: int, path: Path, why: str, kind: int = fcntl.LOCK_EX) -> None:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StoreBusy(f"{path}: {why}") from None
+    except OSError as exc:
+        raise StoreError(f"{path}: cannot lock: {exc.strerror}", os_errno=exc.errno) from exc
+
+
+@contextlib.contextmanager
+def _store_errors(what: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise StoreError(f"cannot {what} {path}: {exc.strerror}", os_errno=exc.errno) from exc
