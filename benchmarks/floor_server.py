@@ -18,13 +18,15 @@ import stat
 import sys
 import threading
 from bisect import bisect_right
+from pathlib import Path
 
 import lz4.frame
 import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
-READ_AHEAD_KB = 4096
+from cedanafs.fs.mount import tune_kernel
+
 FOREVER_S = 3600.0
 SHARDS = 4
 QUEUED_WRITES = 96  # of 1 MiB: as much as cedanafs lets wait by default
@@ -196,12 +198,10 @@ def main() -> None:
 
 
 async def serve(mountpoint: str) -> None:
-    """Says `ready` on stdout when the mount answers and its read-ahead is raised."""
+    """Says `ready` on stdout when the mount answers, tuned as a real one is."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pyfuse3.main)
-        device = (await trio.to_thread.run_sync(os.stat, mountpoint)).st_dev
-        knob = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
-        await trio.Path(knob).write_text(str(READ_AHEAD_KB))
+        await trio.to_thread.run_sync(tune_kernel, Path(mountpoint))
         print("ready", flush=True)
 
 

@@ -24,6 +24,9 @@ from cedanafs.shard.store import directory_at
 logger = logging.getLogger(__name__)
 
 READ_AHEAD_KB = 4096
+BACKGROUND_REQUESTS = 256
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+"""A directory of knobs for each mount, where the file system fusectl is mounted."""
 
 
 @asynccontextmanager
@@ -50,7 +53,7 @@ async def mounted(settings: MountSettings, mountpoint: Path) -> AsyncIterator[Fi
                     serving = trio.CancelScope(shield=True)
                     nursery.start_soon(_serve, serving, nursery.cancel_scope)
                     try:
-                        await trio.to_thread.run_sync(_raise_read_ahead, mountpoint)
+                        await trio.to_thread.run_sync(tune_kernel, mountpoint)
                         yield filesystem
                     finally:
                         serving.cancel()
@@ -151,11 +154,21 @@ def _options(settings: MountSettings) -> set[str]:
     return options
 
 
-def _raise_read_ahead(mountpoint: Path) -> None:
-    """Several 1 MiB reads in flight instead of one of 128 KiB, where we may."""
+def tune_kernel(mountpoint: Path) -> None:
+    """Several 1 MiB reads in flight instead of one of 128 KiB, where we may.
+
+    And however many files are read at once: by default the kernel stops reading ahead while nine
+    requests are in flight, and a restore of fifty processes then asks for 16 KiB at a time.
+    """
     device = mountpoint.stat().st_dev
-    knob = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-    try:
-        knob.write_text(str(READ_AHEAD_KB))
-    except OSError as exc:
-        logger.info("read-ahead stays small: %s: %s", knob, exc.strerror)
+    read_ahead = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    connection = CONNECTIONS / str(os.minor(device))
+    for knob, number in (
+        (read_ahead, READ_AHEAD_KB),
+        (connection / "max_background", BACKGROUND_REQUESTS),
+        (connection / "congestion_threshold", BACKGROUND_REQUESTS),
+    ):
+        try:
+            knob.write_text(str(number))
+        except OSError as exc:
+            logger.info("%s cannot be raised to %d: %s", knob, number, exc.strerror)

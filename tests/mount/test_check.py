@@ -39,7 +39,7 @@ def test_this_machine_is_ready(host: Host, private: Path, criu_binary: str) -> N
         name: "ok"
         for name in (
             "root", "/dev/fuse", "fuse mount", "pycriu", "criu", "criu check", "lazy restore",
-            "pipe size", "fuse request size", "store access",
+            "pipe size", "fuse request size", "fuse background", "store access",
         )
     } == {name: each["state"] for name, each in found.items()}  # fmt: skip
     assert "4.1" in found["criu"]["message"] or "4.2" in found["criu"]["message"]

@@ -131,3 +131,13 @@ def test_a_variable_that_makes_no_sense_is_named(host: Host, store: Path) -> Non
         2, "mount", store, host.make("mnt"),
         env={"CEDANAFS_CHECKPOINT_STREAM": "x"}, match="CEDANAFS_CHECKPOINT_STREAM: 'x'",
     )  # fmt: skip
+
+
+def test_the_kernel_reads_far_ahead_on_a_mount(host: Host, store: Path) -> None:
+    with host.mounted(store) as mnt:
+        device = mnt.stat().st_dev
+        knobs = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}")
+        assert (knobs / "read_ahead_kb").read_text() == "4096\n"
+        knobs = Path(f"/sys/fs/fuse/connections/{os.minor(device)}")
+        assert (knobs / "max_background").read_text() == "256\n"
+        assert (knobs / "congestion_threshold").read_text() == "256\n"

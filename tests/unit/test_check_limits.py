@@ -72,8 +72,6 @@ def test_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
         (limits.pipe_pages, {"pipe-user-pages-soft": "100"}, State.OK, ""),  # root may
         (limits.fuse_pages, {"max_pages_limit": "32"}, State.WARNING, "max_pages_limit=256"),
         (limits.fuse_pages, {}, State.OK, ""),  # before Linux 6.13
-        (limits.fuse_background, {"max_user_bgreq": "2"}, State.WARNING, "echo 0 >"),
-        (limits.fuse_background, {"max_user_bgreq": "0"}, State.OK, ""),
     ],
 )
 def test_limits_of_the_kernel(
