@@ -6,11 +6,13 @@ them, it does not skip them.
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from host import Host, StartWorkload
 from hypothesis import settings
+from s3 import Bucket, Server, s3_server, s3fs_mount
 from workloads import Workload
 
 from cedanafs.criu.binary import find_criu
@@ -82,3 +84,23 @@ def criu_config() -> Iterator[Path]:
             path.write_text(text)
         if made:
             directory.rmdir()
+
+
+@pytest.fixture(scope="session")
+def s3_servers() -> Iterator[dict[str, Server]]:
+    """A real S3 server of each kind, on loopback, for tests that leave them alone."""
+    with ExitStack() as stack:
+        yield {kind: stack.enter_context(s3_server(kind)) for kind in ("moto", "rclone")}
+
+
+@pytest.fixture(params=["moto", "rclone"])
+def bucket(s3_servers: dict[str, Server], request: pytest.FixtureRequest) -> Bucket:
+    """An empty bucket, on each kind of server."""
+    return s3_servers[request.param].make_bucket()
+
+
+@pytest.fixture
+def s3fs_store(host: Host, bucket: Bucket) -> Iterator[Path]:
+    """An empty bucket, as a store through s3fs."""
+    with s3fs_mount(host, bucket) as path:
+        yield path
