@@ -21,7 +21,7 @@ from host import Done, Host, poll
 OTHERS: Final = 100_000
 """Who root of a user namespace is outside of it."""
 
-_PROGRAM: Final = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 0.02; done"
+COUNT: Final = "i=0; while true; do i=$((i+1)); echo $i >/count; sleep 0.02; done"
 
 
 class Container:
@@ -30,6 +30,7 @@ class Container:
     It has a pid, mount, ipc and uts namespace, and those in *namespaces*. *criu_config* is a file
     of CRIU's options, None: what runc's own file says. With a user namespace the *bundle*, a
     directory, must be one that others can reach. *runtime* is the program and what goes before it.
+    With *attached* that stays, as `process`, with pipes to us for the streams of the *program*.
     """
 
     def __init__(
@@ -41,6 +42,8 @@ class Container:
         namespaces: Collection[str] = (),
         bundle: Path | None = None,
         runtime: Sequence[object] = ("runc",),
+        program: str = COUNT,
+        attached: bool = False,
     ) -> None:
         self.id = f"cedanafs-{uuid.uuid4().hex[:8]}"
         self._host = host
@@ -49,9 +52,20 @@ class Container:
         self._work = host.make("criu-work")
         self._path = f"{Path(criu_binary).parent}:{os.environ['PATH']}"
         self._counter = self._bundle / "rootfs/count"
-        self._make_bundle(criu_config, namespaces)
+        self._attached = attached
+        self.process: subprocess.Popen[str] | None = None
+        self._make_bundle(criu_config, namespaces, program)
 
     def __enter__(self) -> Self:
+        if self._attached:
+            self.process = subprocess.Popen(
+                [*map(str, self._runtime), "run", "-b", self._bundle, self.id],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=self._host.environment(),
+            )
+            return self
         # Its streams must be no files of the host, and no pipes that wait for their end.
         with open(os.devnull, "r+b") as null:
             subprocess.run(
@@ -67,6 +81,8 @@ class Container:
 
     def __exit__(self, *_: object) -> None:
         self._runc("delete", "--force", self.id)
+        if self.process is not None:
+            self.process.communicate(timeout=30)
 
     def checkpoint(self, images: Path, *options: str, work_path: bool = True) -> Done:
         """Without *work_path* CRIU's log goes to the images."""
@@ -111,7 +127,9 @@ class Container:
     def _runc(self, *arguments: object) -> Done:
         return self._host.shell(*self._runtime, *arguments, env={"PATH": self._path})
 
-    def _make_bundle(self, criu_config: str | None, namespaces: Collection[str]) -> None:
+    def _make_bundle(
+        self, criu_config: str | None, namespaces: Collection[str], program: str
+    ) -> None:
         rootfs = self._bundle / "rootfs"
         (rootfs / "bin").mkdir(parents=True)
         (rootfs / "proc").mkdir()
@@ -121,7 +139,7 @@ class Container:
         self._host.stock("runc", "spec", cwd=self._bundle)
         path = self._bundle / "config.json"
         config = json.loads(path.read_text())
-        config["process"] |= {"terminal": False, "args": ["/bin/sh", "-c", _PROGRAM]}
+        config["process"] |= {"terminal": False, "args": ["/bin/sh", "-c", program]}
         config["process"].pop("rlimits", None)
         config["root"]["readonly"] = False
         if criu_config is not None:

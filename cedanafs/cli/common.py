@@ -18,7 +18,6 @@ from cedanafs.config import (
     DEFAULT_COMPRESSION,
     DEFAULT_STORE_TIMEOUT_S,
     Defaults,
-    MountSettings,
     load_defaults,
     size_of,
 )
@@ -102,21 +101,6 @@ def base_options(command: F) -> F:
     ):
         command = option(command)
     return command
-
-
-expected_shards_option = click.option(
-    "-n", "--stream", "--streams", type=click.IntRange(0), metavar="N",
-    help="Fail unless it has N shards.",
-)  # fmt: skip
-
-
-def dump_settings(defaults: Defaults, base: str | None, page_hashes: bool) -> MountSettings | None:
-    """How a dump is streamed; None where it is not. Raises: UsageError."""
-    if defaults.stream:
-        return defaults.mount_settings(defaults.dir, base=base, page_hashes=page_hashes)
-    if base is not None or page_hashes:
-        raise errors.UsageError("--stream 0 makes plain images: no --base, no --page-hashes")
-    return None
 
 
 def shard_options(command: F) -> F:

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -29,6 +29,8 @@ from cedanafs.errors import CriuError, MachineError, UsageError
 log = logging.getLogger(__name__)
 
 CONFIG_FILE_VARIABLE: Final = "CRIU_CONFIG_FILE"
+
+_LOOK_S: Final = 0.01
 
 # What runc tells CRIU in any case, on or off, so that only its own flag can change it.
 _FLAGS: Final[Mapping[str, str]] = {
@@ -87,15 +89,24 @@ class Runc:
         return {**os.environ, "PATH": path, CONFIG_FILE_VARIABLE: os.fspath(config)}
 
     async def run(
-        self, verb: str, container: str, arguments: list[str], work_dir: Path, env: dict[str, str]
+        self,
+        verb: str,
+        container: str,
+        arguments: list[str],
+        work_dir: Path,
+        env: dict[str, str],
+        streams: int | None = subprocess.DEVNULL,
     ) -> trio.Process:
-        """Start `runc VERB`, in a session of its own: Ctrl-C is not for it."""
+        """Start `runc VERB`, in a session of its own: Ctrl-C is not for it.
+
+        A container that is restored keeps all three *streams*; None: ours.
+        """
         log_path = work_dir / _log_name(verb)
         return await trio.lowlevel.open_process(
             self.command(log_path, verb, *arguments, "--work-path", work_dir, "--", container),
-            stdin=subprocess.DEVNULL,  # a container that is restored keeps all three
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdin=streams,
+            stdout=streams,
+            stderr=streams,
             env=env,
             start_new_session=True,
         )
@@ -192,6 +203,8 @@ class DumpedContainer:
     console_socket: Path | None
     as_other_users: bool
     """A user namespace: its root, who opens the images, is not root here."""
+    on_attached: Callable[[trio.Process], None] | None = None
+    """Takes the runc that stays the container's parent, on our streams, to its end."""
 
     @classmethod
     def find(
@@ -203,6 +216,7 @@ class DumpedContainer:
         root: Path | None,
         criu_binary: str | None,
         console_socket: Path | None,
+        on_attached: Callable[[trio.Process], None] | None = None,
     ) -> Self:
         """*options* as for a dump. Raises: UsageError when that cannot be; MachineError."""
         runc = Runc.find(root, criu_binary)
@@ -227,6 +241,7 @@ class DumpedContainer:
             RestoreOptions(criu_opts=options),
             console_socket,
             as_other_users="user" in namespaces,
+            on_attached=on_attached,
         )
         arguments_for(found.options, [])
         return found
@@ -235,28 +250,47 @@ class DumpedContainer:
         """As `driver.restore` does. Cancelled, it lets runc come to its end and removes it."""
         flags, config = arguments_for(self.options, [])
         pid_file = work_dir / "pid"
+        attached = self.on_attached is not None
         arguments = [
             *flags,
-            "--detach",
+            *(() if attached else ("--detach",)),
             _image_path(images_dir),
             f"--bundle={self.bundle}",
             f"--pid-file={pid_file}",
             *([f"--console-socket={self.console_socket}"] if self.console_socket else []),
         ]
-        written = _prepared(work_dir, config, driver.RESTORE_LOG, _log_name("restore"))
-        env = self.runc.environment(written)
-        process = await self.runc.run("restore", self.id, arguments, work_dir, env)
+        logs = (driver.RESTORE_LOG, _log_name("restore"), pid_file.name)
+        env = self.runc.environment(_prepared(work_dir, config, *logs))
+        streams = None if attached else subprocess.DEVNULL
+        process = await self.runc.run("restore", self.id, arguments, work_dir, env, streams)
         try:
-            await process.wait()
+            restored = await self._restored(process, pid_file)
         except trio.Cancelled:
             with trio.CancelScope(shield=True):
-                if await process.wait() == 0:
+                if await self._restored(process, pid_file):
                     delete = self.runc.command(Path(os.devnull), "delete", "--force", self.id)
                     await trio.run_process(delete, check=False)
             raise
-        if process.returncode != 0:
+        if not restored:
             raise _failure("restore", self.id, work_dir, driver.RESTORE_LOG)
+        if self.on_attached is not None:
+            self.on_attached(process)
         return int(await trio.to_thread.run_sync(pid_file.read_text))
+
+    async def _restored(self, process: trio.Process, pid_file: Path) -> bool:
+        """Return whether runc has done it: when it has ended, or when it says so and stays."""
+        if self.on_attached is None:
+            return await process.wait() == 0
+        pidfd = os.pidfd_open(process.pid)  # its end is not to be reaped here
+        try:
+            while not await trio.to_thread.run_sync(pid_file.exists):
+                with trio.move_on_after(_LOOK_S) as looking_again:
+                    await trio.lowlevel.wait_readable(pidfd)
+                if not looking_again.cancelled_caught:
+                    return await trio.to_thread.run_sync(pid_file.exists)
+        finally:
+            os.close(pidfd)
+        return True
 
 
 def _image_path(images_dir: Path) -> str:

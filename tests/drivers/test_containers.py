@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container import Container
+from container import COUNT, Container
 from host import Host
 
 
@@ -164,3 +167,59 @@ def test_runc_own_reason_where_criu_was_not_even_started(
             2, "dump", "runc", container.id, "--dir", store, "--criu-binary", renamed,
             match="a program called criu",
         )  # fmt: skip
+
+
+def test_onto_a_base(host: Host, store: Path, criu_binary: str) -> None:
+    memory = "x=$(busybox yes | busybox head -c 8000000); "
+    with Container(host, criu_binary, program=memory + COUNT) as container:
+        dump = ("dump", "runc", container.id, "--dir", store, "--link-remap")
+        host.ok(*dump, "--name", "a", "--page-hashes", "--leave-running")
+        host.ok(*dump, "--name", "b", "--base", "a")
+        counted = container.count()
+        said = json.loads(host.ok("inspect", store / "b", "--json").stdout)
+        assert said["base"] == "a"
+        assert said["shared_bytes"] > 0.5 * said["raw_bytes"]
+        host.refused(
+            2, "dump", "runc", container.id, "--stream", 0, "--base", "a", match="no --base"
+        )
+        host.ok("restore", "runc", container.id, "--path", store / "b", "-b", container.bundle)
+        goes_on(container, counted)
+
+
+ECHO = "trap 'exit 7' TERM; echo ready; while read line; do echo \"[$line]\"; done"
+
+
+def test_attached(host: Host, store: Path, criu_binary: str) -> None:
+    """Its pipes become ours, our signals its, its exit status ours."""
+    with Container(host, criu_binary, program=ECHO, attached=True) as container:
+        assert container.process is not None
+        assert container.process.stdout is not None
+        assert container.process.stdout.readline() == "ready\n"
+        host.ok("dump", "runc", container.id, "--dir", store, "--name", "x")
+        container.process.wait(30)
+        with host.started(
+            "restore", "runc", container.id, "--path", store / "x", "-b", container.bundle,
+            "--attach", stdin=subprocess.PIPE,
+        ) as restore:  # fmt: skip
+            assert restore.stdout is not None
+            assert restore.stdin is not None
+            pid = int(restore.stdout.readline())
+            assert pid == container.state()["pid"]
+            assert not host.own_mounts()
+            restore.stdin.write("hello\n")
+            restore.stdin.flush()
+            assert restore.stdout.readline() == "[hello]\n"
+            restore.send_signal(signal.SIGTERM)
+            assert restore.wait(30) == 7
+        assert not container.state()
+
+
+def test_attached_restore_that_fails(host: Host, store: Path, criu_binary: str) -> None:
+    with Container(host, criu_binary) as container:
+        host.ok("dump", "runc", container.id, "--dir", store, "--name", "x", "--tcp-close")
+        restore = ("restore", "runc", container.id, "--path", store / "x", "-b", container.bundle)
+        failed = host.run(*restore, "--attach")
+        assert failed.code == 5
+        line = failed.complaints[-1]  # after what runc says, whose stderr is ours
+        assert "Need to set the --tcp-close option" in line
+        host.stock("rm", "-r", Path(line.rpartition("log: ")[2]).parent)
