@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cedanafs.shard.codec import Bytes
@@ -64,22 +64,27 @@ class Batch:
             if each.patch is None:
                 self.add(each.marker)
                 continue
-            whole = each.payload[0] if len(each.payload) == 1 else b"".join(each.payload)
-            data = memoryview(whole)
-            runs, each.patch.digests = pages.cut(each.name, each.start, data)
+            runs, each.patch.digests = pages.cut(each.name, each.start, each.payload)
             blob = encode_runs(runs, each.start)
-            if len(blob) > MAX_RUNS_LEN:
-                runs = [Run(Kind.OWN, len(data))]
-            if all(run.kind == Kind.OWN for run in runs):
-                at = self.add(each.marker, [data])
-                each.patch.fill(parts_of([Run(Kind.OWN, len(data))], at, None))
+            written = each.marker.payload_len
+            if len(blob) > MAX_RUNS_LEN or all(run.kind == Kind.OWN for run in runs):
+                at = self.add(each.marker, each.payload)
+                each.patch.fill(parts_of([Run(Kind.OWN, written)], at, None))
                 continue
             own: list[memoryview] = []
             position = 0
             for run in runs:
                 if run.kind == Kind.OWN:
-                    own.append(data[position : position + run.length])
+                    own += _cut(each.payload, position, run.length)
                 position += run.length
             length = sum(map(len, own))
             marker = replace(each.marker, file_data=None, patch_data=length, runs=blob)
             each.patch.fill(parts_of(runs, self.add(marker, own), pages.base_images))
+
+
+def _cut(pieces: Sequence[Bytes], at: int, length: int) -> Iterator[memoryview]:
+    """Bytes [at, at + length) of *pieces*."""
+    for piece in pieces:
+        if 0 < at + length and at < len(piece):
+            yield memoryview(piece)[max(at, 0) : at + length]
+        at -= len(piece)

@@ -15,12 +15,13 @@ import struct
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from itertools import groupby, islice, repeat
 from typing import TYPE_CHECKING, Final
 
 import xxhash
 
 from cedanafs.errors import StoreError
+from cedanafs.shard.codec import Bytes
 from cedanafs.shard.commit import digest_of
 from cedanafs.shard.extents import Frame
 from cedanafs.shard.patches import BaseImage, Kind, Run
@@ -47,10 +48,26 @@ _LOOKED_UP: Final = 1 << 15
 """Most pages that are found wherever they have moved to; the others with their neighbours."""
 
 
-def hashes_of(data: memoryview, seed: int) -> list[bytes]:
-    """Of each whole page in *data*. 60 µs a MiB, with the GIL held."""
-    cuts = [slice(at, at + PAGE) for at in range(0, len(data) - PAGE + 1, PAGE)]
-    return list(map(xxhash.xxh3_128_digest, map(data.__getitem__, cuts), repeat(seed)))
+_WINDOW: Final = 256
+_CUTS: Final = [slice(at, at + PAGE) for at in range(0, _WINDOW * PAGE, PAGE)]
+
+# How much further in the base than in what is written a page is, or that it is not there.
+_OWN: Final = -1 << 62
+_ZEROS: Final = _OWN + 1
+
+
+def hashes_of(pieces: Sequence[Bytes], seed: int) -> list[bytes]:
+    """Of each whole page in *pieces*, joined. 60 µs a MiB, with the GIL held."""
+    if any(len(piece) % PAGE for piece in pieces[:-1]):
+        pieces = [b"".join(pieces)]
+    hashes: list[bytes] = []
+    for piece in pieces:
+        view = memoryview(piece)
+        for at in range(0, len(view), _WINDOW * PAGE):
+            window = view[at : at + _WINDOW * PAGE]
+            cuts = map(window.__getitem__, islice(_CUTS, len(window) // PAGE))
+            hashes += map(xxhash.xxh3_128_digest, cuts, repeat(seed))
+    return hashes
 
 
 class PageTable:
@@ -85,8 +102,14 @@ class PageTable:
         """The number of the first page of image *name*."""
         return self._first_of.get(name)
 
-    def span(self, page: int, count: int) -> bytes:
-        return self.hashes[page * HASH_LEN : (page + count) * HASH_LEN] if page >= 0 else b""
+    def of(self, page: int, count: int = 1) -> Sequence[bytes]:
+        """The hashes of *count* pages from *page* on, empty where there are none."""
+        before = min(max(-page, 0), count)
+        found = self.hashes[max(page, 0) * HASH_LEN : max(page + count, 0) * HASH_LEN]
+        digests = struct.unpack(f"{HASH_LEN}s" * (len(found) // HASH_LEN), found)
+        if len(digests) == count:
+            return digests
+        return [b""] * before + list(digests) + [b""] * (count - before - len(digests))
 
     def find(self, digest: bytes) -> int | None:
         """A page with that hash, if it is one of those that are looked up."""
@@ -109,35 +132,31 @@ class Pages:
         self.base_images = base_images
         self._table = table
         self.seed = table.seed if table else int.from_bytes(os.urandom(8), "little")
-        self._zeros = hashes_of(memoryview(bytes(PAGE)), self.seed)[0]
+        self._zeros = hashes_of([bytes(PAGE)], self.seed)[0]
         self._moved: dict[str, int] = {}  # image → how many pages further it was found last
 
-    def cut(self, name: str, start: int, data: memoryview) -> tuple[list[Run], bytes]:
-        """*data*, which goes to *start* in image *name*, as runs, and the hashes of its pages."""
-        if start % PAGE or len(data) < PAGE:
-            return [Run(Kind.OWN, len(data))], b""
-        hashes = hashes_of(data, self.seed)
-        found: Sequence[int | None] = [None] * len(hashes)
-        if self._table is not None:
-            found = self._find(self._table, name, start // PAGE, hashes)
+    def cut(self, name: str, start: int, pieces: Sequence[Bytes]) -> tuple[list[Run], bytes]:
+        """*pieces*, which go to *start* in image *name*, as runs, and the hashes of their pages."""
+        length = sum(map(len, pieces))
+        if start % PAGE or length < PAGE:
+            return [Run(Kind.OWN, length)], b""
+        hashes = hashes_of(pieces, self.seed)
+        if self._table is None:
+            return [Run(Kind.OWN, length)], b"".join(hashes)
         runs: list[Run] = []
         page = 0
-        while page < len(hashes):
-            here, first = found[page], page
-            page += 1
-            if here is not None and here >= 0 and self._table is not None:
-                image, offset, most = self._table.place(here)
-                while page < len(hashes) and page - first < most:
-                    if found[page] != here + page - first:
-                        break
-                    page += 1
-                runs.append(Run(Kind.BASE, (page - first) * PAGE, image, offset))
-            else:
-                while page < len(hashes) and found[page] == here:
-                    page += 1
-                kind = Kind.OWN if here is None else Kind.ZEROS
-                runs.append(Run(kind, (page - first) * PAGE))
-        if rest := len(data) % PAGE:
+        for further, pages in groupby(self._find(self._table, name, start // PAGE, hashes)):
+            end = page + len(list(pages))
+            if further in (_OWN, _ZEROS):
+                kind = Kind.OWN if further == _OWN else Kind.ZEROS
+                runs.append(Run(kind, (end - page) * PAGE))
+                page = end
+            while page < end:
+                image, offset, most = self._table.place(page + further)
+                count = min(end - page, most)
+                runs.append(Run(Kind.BASE, count * PAGE, image, offset))
+                page += count
+        if rest := length % PAGE:
             if runs[-1].kind == Kind.OWN:
                 rest += runs.pop().length
             runs.append(Run(Kind.OWN, rest))
@@ -145,40 +164,36 @@ class Pages:
 
     def _find(
         self, table: PageTable, name: str, page: int, hashes: Sequence[bytes]
-    ) -> list[int | None]:
-        """For each page the number of the base's that it is, -1 for zeros, None where neither.
+    ) -> Sequence[int]:
+        """For each page how much further in the base it is than in *hashes*, _ZEROS or _OWN.
 
-        First where the page before was, then at the same place, then where others have moved.
+        First where others of its image have moved to, then at the same place, then where the page
+        before was, and then wherever it can be looked up.
         """
         first = table.first(name)
-        same = page + first if first is not None else -len(hashes)
-        current = moved = page + self._moved.get(name, same - page)
-        for guess in (same, moved):
-            if table.span(guess, len(hashes)) == b"".join(hashes):
-                return list(range(guess, guess + len(hashes)))
-        found: list[int | None] = []
-        for i, digest in enumerate(hashes):
-            for guess in (current, same, moved):
-                if table.span(guess + i, 1) == digest:
-                    current = guess
-                    found.append(guess + i)
-                    break
-            else:
-                there = table.find(digest)
-                if digest == self._zeros:
-                    found.append(-1)
-                elif there is None:
-                    found.append(None)
-                else:
-                    current = there - i
-                    for before in range(i - 1, -1, -1):  # which alone are not looked up
-                        if found[before] is not None:
-                            break
-                        if table.span(current + before, 1) != hashes[before]:
-                            break
-                        found[before] = current + before
-                    found.append(there)
-        self._moved[name] = current - page
+        same = -len(hashes) if first is None else page + first
+        current = page + self._moved.get(name, same - page)
+        found = [_OWN] * len(hashes)
+        missing: Sequence[int] = range(len(hashes))
+        for guess in dict.fromkeys((current, same)):
+            there = table.of(guess, len(hashes))
+            for i in missing:
+                if hashes[i] == there[i]:
+                    found[i] = guess
+            missing = [i for i in missing if found[i] == _OWN]
+        for i in missing:
+            digest = hashes[i]
+            if table.of(current + i)[0] == digest:
+                found[i] = current
+            elif digest == self._zeros:
+                found[i] = _ZEROS
+            elif (place := table.find(digest)) is not None:
+                current = place - i
+                while i >= 0 and found[i] == _OWN and table.of(current + i)[0] == hashes[i]:
+                    found[i] = current  # and those before it, which alone are not looked up
+                    i -= 1
+        last = next((further for further in reversed(found) if further > _ZEROS), same)
+        self._moved[name] = last - page
         return found
 
 
@@ -288,7 +303,7 @@ def _computed(opened: Opened, seed: int) -> PageTable:
         files, codec = frame.home or (opened.files, opened.codec)
         raw = memoryview(load_frame(files[frame.shard], codec, frame))
         for to, at, pages in plan[frame]:
-            known = b"".join(hashes_of(raw[at : at + pages * PAGE], seed))
+            known = b"".join(hashes_of([raw[at : at + pages * PAGE]], seed))
             hashes[to : to + len(known)] = known
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:

@@ -207,12 +207,17 @@ DATA = st.lists(PAGES, max_size=60).map(b"".join)
 
 
 @settings(max_examples=200, deadline=None)
-@given(DATA, DATA, st.binary(max_size=50), st.integers(0, 5))
-def test_runs_say_what_the_data_are(base: bytes, data: bytes, tail: bytes, at: int) -> None:
+@given(DATA, DATA, st.binary(max_size=50), st.integers(0, 5), st.integers(0, 60 * PAGE))
+def test_runs_say_what_the_data_are(
+    base: bytes, data: bytes, tail: bytes, at: int, cut: int
+) -> None:
     data += tail
     start = at * PAGE
-    table = PageTable(3, {"p": len(base) // PAGE}, b"".join(hashes_of(memoryview(base), 3)))
-    runs, hashes = Pages(table).cut("p", start, memoryview(data))
+    table = PageTable(3, {"p": len(base) // PAGE}, b"".join(hashes_of([base], 3)))
+    runs, hashes = Pages(table).cut("p", start, [data])
+    for where in (cut, cut // PAGE * PAGE):  # in whatever pieces they arrive
+        pieces = [data[:where], data[where:]]
+        assert Pages(table).cut("p", start, pieces) == (runs, hashes)
     out, position, own = b"", 0, 0
     for run in runs:
         if run.kind == Kind.OWN:
@@ -224,7 +229,7 @@ def test_runs_say_what_the_data_are(base: bytes, data: bytes, tail: bytes, at: i
             out += base[run.offset : run.offset + run.length]
         position += run.length
     assert out == data
-    assert not hashes or hashes == b"".join(hashes_of(memoryview(data), 3))
+    assert not hashes or hashes == b"".join(hashes_of([data], 3))
     if data:
         assert decode_runs(encode_runs(runs, start), start, own) == runs
 
