@@ -85,6 +85,6 @@ class Batch:
 def _cut(pieces: Sequence[Bytes], at: int, length: int) -> Iterator[memoryview]:
     """Bytes [at, at + length) of *pieces*."""
     for piece in pieces:
-        if 0 < at + length and at < len(piece):
+        if at + length > 0 and at < len(piece):
             yield memoryview(piece)[max(at, 0) : at + length]
         at -= len(piece)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -90,32 +91,37 @@ class Patch:
     those of its pages, where they were computed.
     """
 
-    __slots__ = ("_parts", "_starts", "digests", "frame")
+    __slots__ = ("_kinds", "_numbers", "digests", "frame")
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
         self.digests = b""
-        self._parts: Sequence[Part] = ()
-        self._starts: list[int] = []
+        # Of each part where it starts, its `at`, and which of the kinds it is; then the end. An
+        # index can hold millions of parts: as objects each would take ten times as much memory.
+        self._numbers = array("Q")
+        self._kinds: Sequence[Part] = ()
 
     def fill(self, parts: Sequence[Part]) -> None:
-        starts, at = [], 0
+        numbers, kinds, start = array("Q"), dict[Part, int](), 0
         for part in parts:
-            starts.append(at)
-            at += part.length
-        self._starts, self._parts = starts, parts
+            kind = part._replace(length=0, at=0)
+            numbers.extend((start, part.at, kinds.setdefault(kind, len(kinds))))
+            start += part.length
+        numbers.append(start)
+        self._kinds, self._numbers = tuple(kinds), numbers
 
     def parts(self, at: int, length: int) -> Iterator[Part]:
         """What makes up bytes [at, at + length)."""
-        end = at + length
-        for number in range(max(bisect_right(self._starts, at) - 1, 0), len(self._parts)):
-            part, start = self._parts[number], self._starts[number]
+        numbers, end = self._numbers, at + length
+        starts = range(0, len(numbers) - 1, 3)
+        first = bisect_right(starts, at, key=numbers.__getitem__) - 1
+        for n in starts[max(first, 0) :]:
+            start, place, kind, stop = numbers[n : n + 4]
             if start >= end:
                 return
             skip = max(at - start, 0)
-            some = min(part.length, end - start) - skip
-            if some > 0:
-                yield part._replace(length=some, at=part.at + skip)
+            if (some := min(stop, end) - start - skip) > 0:
+                yield self._kinds[kind]._replace(length=some, at=place + skip)
 
     def slices(self, at: int, length: int) -> Iterator[Slice]:
         """The same, as slices of frames, a base's among them, and holes."""

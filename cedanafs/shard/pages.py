@@ -24,7 +24,7 @@ from cedanafs.errors import StoreError
 from cedanafs.shard.codec import Bytes
 from cedanafs.shard.commit import digest_of
 from cedanafs.shard.extents import Frame
-from cedanafs.shard.patches import BaseImage, Kind, Run
+from cedanafs.shard.patches import PAGE, BaseImage, Kind, Run
 from cedanafs.shard.reader import load_frame
 from cedanafs.shard.store import PAGES_NAME
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PAGE: Final = 4096
 HASH_LEN: Final = 16
 _UNKNOWN: Final = bytes(HASH_LEN)
 _HEAD: Final = struct.Struct("<4sI")

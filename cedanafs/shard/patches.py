@@ -18,6 +18,9 @@ from cedanafs.errors import CorruptShard
 from cedanafs.shard.extents import ExtentMap, Part
 from cedanafs.shard.records import get_varint, put_varint
 
+PAGE: Final = 4096
+"""A run is whole pages, but for the last of a record."""
+
 MAX_PATCH_LEN: Final = 16 << 20
 """Most bytes of a file that one record speaks of."""
 
@@ -87,6 +90,8 @@ def decode_runs(blob: bytes, start: int, own_len: int) -> list[Run]:
     while at < len(blob):
         word, at = get_varint(blob, at)
         length, kind = word >> 2, word & 3
+        if (position - start) % PAGE:
+            raise CorruptShard("a patch with a run of half a page, and more behind it")
         if length == 0 or position + length - start > MAX_PATCH_LEN or kind > Kind.ZEROS:
             raise CorruptShard(f"a patch with a run of {length} bytes, of kind {kind}")
         if kind == Kind.BASE:

@@ -317,7 +317,8 @@ def words(*runs: tuple[int, int, tuple[int, ...]]) -> bytes:
         "more than its payload": (words((5, 0, ())), b"four"),
         "less than its payload": (words((3, 0, ())), b"four"),
         "no runs and a payload": (b"", b"four"),
-        "own bytes twice": (words((4, 0, ()), (4, 0, ())), b"four"),
+        "own bytes twice": (words((4096, 0, ()), (4096, 0, ())), bytes(4096)),
+        "half a page, and more": (words((5, 2, ()), (5, 2, ())), b""),
     }.values(),
     ids=str,
 )
@@ -343,10 +344,15 @@ _hostile = st.one_of(
         )
     ),
 )
-_honest = st.lists(
-    st.builds(Run, st.sampled_from(Kind), st.integers(1, 4096), st.just("p"), st.integers(0, 4096)),
-    max_size=6,
-)
+
+
+def _runs(lengths: st.SearchStrategy[int]) -> st.SearchStrategy[Run]:
+    return st.builds(Run, st.sampled_from(Kind), lengths, st.just("p"), st.integers(0, 4096))
+
+
+_honest = st.tuples(
+    st.lists(_runs(st.just(4096)), max_size=5), st.lists(_runs(st.integers(1, 4096)), max_size=1)
+).map(lambda runs: runs[0] + runs[1])
 
 
 def forge(draw: Callable[[Any], Any], root: Path) -> Path:
