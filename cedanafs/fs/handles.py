@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -13,9 +13,12 @@ from cedanafs.fs.checkpoints import Checkpoints
 from cedanafs.fs.namespace import File
 from cedanafs.shard.contents import MAX_FILE_LEN, Image, Pending
 from cedanafs.shard.extents import Frame, Slice
-from cedanafs.shard.reader import Reader
+from cedanafs.shard.reader import Reader, Stream
 
 T = TypeVar("T")
+
+SKIPPED_BYTES: Final = 1 << 20
+"""What a file is read in order in spite of: less than a frame that was not asked for."""
 
 
 class FileHandle:
@@ -37,7 +40,7 @@ class FileHandle:
         self.appends = appends
         self._checkpoints = checkpoints
         self._reader = reader
-        self._next_offset = 0
+        self._stream, self._other = Stream(0), Stream()
         reader.readers += not writes
         file.handles += 1
         file.writers += writes and not appends
@@ -102,10 +105,10 @@ class FileHandle:
     async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
         # Of several requests in flight each is answered when its frame is there: their order is
         # that of their coming.
-        sequential = offset == self._next_offset
-        if sequential:
-            await self._read_ahead(image, offset)
-        self._next_offset = offset + length
+        stream = self._stream_at(offset)
+        stream.read(offset, length)
+        if sequential := stream is self._stream:
+            await self._read_ahead(image, stream)
         pieces = list(image.extents.slices(offset, length))  # others may write meanwhile
         while waited := next((p.frame for p in pieces if p.frame and not p.frame.landed), None):
             await self._landed(waited)
@@ -128,6 +131,19 @@ class FileHandle:
             return _overlaid(whole, offset, pending)
         return whole
 
+    def _stream_at(self, offset: int) -> Stream:
+        """What goes on at *offset*: `_stream`, or what becomes it by a second read in order.
+
+        So that a stream goes on whatever is read elsewhere meanwhile, such as the pages that a
+        lazily restored process waits for; it skips them, as the kernel has them.
+        """
+        if not 0 <= offset - self._stream.offset <= SKIPPED_BYTES:
+            if offset != self._other.offset:
+                self._other = Stream()
+                return self._other
+            self._stream, self._other = self._other, self._stream
+        return self._stream
+
     async def _piece(self, piece: Slice) -> bytes | memoryview:
         if piece.frame is None:
             return bytes(piece.length)
@@ -149,10 +165,10 @@ class FileHandle:
                 await result_of(waiting)
             log.check()
 
-    async def _read_ahead(self, image: Image, offset: int) -> None:
+    async def _read_ahead(self, image: Image, stream: Stream) -> None:
         checkpoint = await self._checkpoints.load(self.file.directory)
         if checkpoint.codec is not None:
-            self._reader.read_ahead(checkpoint.files, checkpoint.codec, image.extents, offset)
+            self._reader.read_ahead(checkpoint.files, checkpoint.codec, image.extents, stream)
 
 
 def _overlaid(whole: bytes | memoryview, offset: int, pending: Pending) -> bytes:

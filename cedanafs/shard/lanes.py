@@ -33,11 +33,16 @@ class Workers:
 
     def __init__(self, count: int, *, name: str) -> None:
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._run, name=f"{name}-{k}", daemon=True)
-            for k in range(count)
-        ]
-        for thread in self._threads:
+        self._name = name
+        self._threads: list[threading.Thread] = []
+        self.grow(count)
+
+    def grow(self, count: int) -> None:
+        """Have *count* threads from now on, if there are fewer."""
+        while (number := len(self._threads)) < count:
+            name = f"{self._name}-{number}"
+            thread = threading.Thread(target=self._run, name=name, daemon=True)
+            self._threads.append(thread)
             thread.start()
 
     def put(self, job: Callable[[], None]) -> None:
@@ -47,7 +52,7 @@ class Workers:
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Do *job*; its result or exception is the future's."""
         future: Future[T] = Future()
-        self.put(lambda: _settle(future, job))
+        self.put(lambda: settle(future, job))
         return future
 
     def end(self, deadline: float | None = None, *, drop_queued: bool = False) -> bool:
@@ -151,7 +156,8 @@ class Lanes:
         return self._lanes[shard % len(self._lanes)]
 
 
-def _settle(future: Future[T], job: Callable[[], T]) -> None:
+def settle(future: Future[T], job: Callable[[], T]) -> None:
+    """Do *job*; its result or exception is the future's."""
     try:
         result = job()
     except BaseException as exc:

@@ -33,9 +33,14 @@ class Fault:
 
 @dataclass(slots=True)
 class Seen:
-    """Operations so far by kind; which of them met the faults of now; how many hang now."""
+    """Operations so far by kind, their bytes, and how many of a kind there were at once.
+
+    Which of them met the faults of now; how many hang now.
+    """
 
     operations: dict[str, int] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    at_once: dict[str, int] = field(default_factory=dict)
     met: list[str] = field(default_factory=list)
     hanging: int = 0
 

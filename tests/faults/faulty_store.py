@@ -52,6 +52,7 @@ class Passthrough(pyfuse3.Operations):
     def __init__(self, backing: str) -> None:
         super().__init__()
         self.seen = Seen()
+        self._under_way: Counter[str] = Counter()
         self._armed: list[Armed] = []
         self._released = trio.Event()
         self._root = os.path.realpath(backing)
@@ -67,8 +68,17 @@ class Passthrough(pyfuse3.Operations):
 
     async def _meet(self, operation: str, fd: int, name: bytes = b"", length: int = 0) -> int:
         """How many bytes to take of *length*, after what is to befall the operation."""
-        counts = self.seen.operations
+        counts, lengths, most = self.seen.operations, self.seen.lengths, self.seen.at_once
         counts[operation] = counts.get(operation, 0) + 1
+        lengths[operation] = lengths.get(operation, 0) + length
+        self._under_way[operation] += 1
+        most[operation] = max(most.get(operation, 0), self._under_way[operation])
+        try:
+            return await self._befall(operation, fd, name, length)
+        finally:
+            self._under_way[operation] -= 1
+
+    async def _befall(self, operation: str, fd: int, name: bytes, length: int) -> int:
         path = _path(fd)[len(self._root) :] + (f"/{os.fsdecode(name)}" if name else "")
         for armed in self._armed:
             unharmed = armed.let_through(operation, path, length)

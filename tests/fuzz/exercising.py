@@ -21,7 +21,7 @@ from cedanafs.shard.codec import codec_of
 from cedanafs.shard.contents import is_image_name
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.opening import open_checkpoint
-from cedanafs.shard.reader import Reader
+from cedanafs.shard.reader import Reader, Stream
 from cedanafs.shard.repair import diagnose, salvage
 
 READ_MOST: Final = 4 << 20
@@ -95,7 +95,7 @@ def _read(directory: Path) -> None:
                             assert piece.at + piece.length <= len(raw)
                         count += piece.length
                     assert count == length
-                reader.read_ahead(opened.files, opened.codec, image.extents, 0)
+                reader.read_ahead(opened.files, opened.codec, image.extents, Stream(0))
     finally:
         opened.close()
 

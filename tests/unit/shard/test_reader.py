@@ -5,16 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from writing import make_checkpoint
 
 from cedanafs.errors import CorruptShard, StoreError
-from cedanafs.shard import reader as reader_module
 from cedanafs.shard.extents import ExtentMap, Frame
 from cedanafs.shard.opening import Opened, open_checkpoint
-from cedanafs.shard.reader import READ_AHEAD_FRAMES, Reader, load_frame
+from cedanafs.shard.reader import READ_AHEAD_FRAMES, Reader, Stream, load_frame
+from cedanafs.shard.store import ShardFile
 
 MIB = 1 << 20
 PATIENCE_S = 10.0
@@ -30,15 +31,19 @@ def opened(tmp_path: Path) -> Iterator[Opened]:
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
-    """The frames that were loaded, in order; those found in the cache are not among them."""
+def loads(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
+    """The frames that were read, in order; those found in the cache are not among them."""
     loaded: list[Frame] = []
+    known = {(frame.shard, frame.offset): frame for frame in chain(*opened.frames)}
+    read_at = ShardFile.read_at
 
-    def load(file, codec, frame):  # noqa: ANN001, ANN202
+    def read(file: ShardFile, offset: int, length: int) -> bytes:
+        frame = known[opened.files.index(file), offset]
+        assert length == frame.stored_len
         loaded.append(frame)
-        return load_frame(file, codec, frame)
+        return read_at(file, offset, length)
 
-    monkeypatch.setattr(reader_module, "load_frame", load)
+    monkeypatch.setattr(ShardFile, "read_at", read)
     return loaded
 
 
@@ -92,10 +97,30 @@ def test_reading_ahead_is_bounded(opened: Opened, loads: list[Frame]) -> None:
         extents.put(n * MIB, frame, 0, MIB)
     extents.put(2 * MIB, Frame(0), 0, MIB)  # written, and not landed yet
     with Reader(threads=1, cache_bytes=64 * MIB) as reader:
-        reader.read_ahead(opened.files, opened.codec, extents, MIB + 1)
-        last = frames[READ_AHEAD_FRAMES + 1]
-        reader.fetch(opened.files, opened.codec, last).result(PATIENCE_S)
-    assert loads == [frames[1], *frames[3 : READ_AHEAD_FRAMES + 2]]
+        stream = Stream(0)
+        for start, end in ((MIB + 1, READ_AHEAD_FRAMES + 2), (4 * MIB, READ_AHEAD_FRAMES + 4)):
+            stream.read(start, 1)
+            reader.read_ahead(opened.files, opened.codec, extents, stream)
+            reader.fetch(opened.files, opened.codec, frames[end - 1]).result(PATIENCE_S)
+            assert loads == [frames[1], *frames[3:end]]
+
+
+def test_a_file_in_which_frames_take_turns_is_read_ahead(
+    opened: Opened, loads: list[Frame]
+) -> None:
+    """As where pages of a base's are between those of the checkpoint's own."""
+    frames = frames_of(opened)
+    extents = ExtentMap()
+    for n in range(200):
+        extents.put(n * 4096, frames[n % 2], n * 2048, 4096)
+    extents.put(200 * 4096, frames[2], 0, MIB)
+    with Reader(threads=1, cache_bytes=64 * MIB) as reader:
+        stream = Stream(0)
+        for n in range(0, 200, 10):
+            stream.read(n * 4096, 4096)
+            reader.read_ahead(opened.files, opened.codec, extents, stream)
+        reader.fetch(opened.files, opened.codec, frames[2]).result(PATIENCE_S)
+    assert loads == frames[:3]
 
 
 def test_damage_names_shard_and_offset_and_is_not_kept(opened: Opened) -> None:
@@ -129,7 +154,7 @@ def test_a_failed_load_is_tried_anew(opened: Opened, monkeypatch: pytest.MonkeyP
 
     with Reader(threads=1, cache_bytes=MIB) as reader:
         with monkeypatch.context() as patch:
-            patch.setattr(reader_module, "load_frame", fail)
+            patch.setattr(ShardFile, "read_at", fail)
             failed = reader.fetch(opened.files, opened.codec, frame)
             forgotten = threading.Event()
             failed.add_done_callback(lambda _: forgotten.set())  # runs after the reader's own

@@ -1,0 +1,42 @@
+"""How many reads a store should have under way at a time: found out, not set.  PURE."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SLOW_S: Final = 0.005
+"""A read that takes longer came from no local store: a thread waits as long for the interpreter."""
+
+QUEUED: Final = 3
+"""A read that took so many times what such a read can take has waited for others."""
+
+MAX_READS: Final = 64
+
+
+class Window:
+    """As many reads as fill bandwidth times delay, which shows in how long they take.
+
+    With too few under way each takes as long as it would alone: then one more. With too many they
+    wait for one another: then one less. Reads are compared with others of about their length. A
+    store that answers at once needs no more than *least*.
+    """
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+        self.reads = least
+        self._quickest: dict[int, float] = {}
+
+    @property
+    def slow(self) -> bool:
+        """Whether the store takes its time, so that more has to be asked of it at once."""
+        return self.reads > self.least
+
+    def note(self, length: int, took_s: float, *, full: bool) -> None:
+        """A read of *length* bytes *took_s*; *full*: as many as may be were under way."""
+        if took_s > SLOW_S:
+            alike = length.bit_length()
+            quickest = self._quickest[alike] = min(took_s, self._quickest.get(alike, took_s))
+            if took_s < QUEUED * quickest:
+                self.reads = min(self.reads + full, max(MAX_READS, self.least))
+                return
+        self.reads = max(self.reads - 1, self.least)
