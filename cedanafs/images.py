@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from cedanafs.fs.namespace import ROOT
 from cedanafs.shard.audit import INVENTORY, require_complete
 from cedanafs.shard.bases import take_base
 from cedanafs.shard.chain import chain
-from cedanafs.shard.opening import open_checkpoint
+from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.store import (
     PAGES_NAME,
     directory_at,
@@ -204,39 +204,52 @@ async def images_of_restore(
         has = f"has {shards} shards" if shards else "holds plain images, no shards"
         raise UsageError(f"--stream {stream}: {path} {has}")
     if shards and mount is None:
-        opened = await trio.to_thread.run_sync(open_checkpoint, path)
-        opened.close()
-        require_complete(opened)
         path = path.resolve()
-        root = Path(os.path.commonpath(await trio.to_thread.run_sync(chain, path)))
-        settings = replace(defaults, stream=shards).mount_settings(
-            root,
-            read_only=True,
-            allow_other=for_others,
-            root_mode=0o711 if for_others else 0o700,
-        )
-        private = mountpoint = _new_mountpoint()
-        try:
-            if for_others:
-                mountpoint = private / "images"
-                mountpoint.mkdir()
-            async with mounted(settings, mountpoint) as filesystem:
-                yield Images(
-                    mountpoint / path.relative_to(root),
-                    path,
-                    streamed=True,
-                    done_bytes=lambda: filesystem.statistics().read_bytes,
-                    damage=lambda: filesystem.checkpoints.damage,
-                )
-        finally:
-            with suppress(OSError):
-                mountpoint.rmdir()
-                private.rmdir()
+        with closing(await trio.to_thread.run_sync(open_checkpoint, path)) as opened:
+            async with _mounted_to_restore(
+                opened, replace(defaults, stream=shards), for_others
+            ) as images:
+                yield images
     elif await trio.to_thread.run_sync((path / INVENTORY).exists):
         await trio.to_thread.run_sync(chain, path.absolute())
         yield Images(path, path, streamed=mount is not None, done_bytes=lambda: 0)
     else:
         raise CheckpointMissing(f"{path}: no checkpoint here: no img-0 and no {INVENTORY}")
+
+
+@asynccontextmanager
+async def _mounted_to_restore(
+    opened: Opened, defaults: Defaults, for_others: bool
+) -> AsyncIterator[Images]:
+    """What is *opened*, and what it builds on, in a mount of our own."""
+    require_complete(opened)
+    path = opened.directory
+    whole_chain = await trio.to_thread.run_sync(chain, path, opened.contents)
+    root = Path(os.path.commonpath(whole_chain))
+    settings = defaults.mount_settings(
+        root,
+        read_only=True,
+        allow_other=for_others,
+        root_mode=0o711 if for_others else 0o700,
+    )
+    private = mountpoint = _new_mountpoint()
+    try:
+        if for_others:
+            mountpoint = private / "images"
+            mountpoint.mkdir()
+        async with mounted(settings, mountpoint) as filesystem:
+            filesystem.checkpoints.adopt(opened)
+            yield Images(
+                mountpoint / path.relative_to(root),
+                path,
+                streamed=True,
+                done_bytes=lambda: filesystem.statistics().read_bytes,
+                damage=lambda: filesystem.checkpoints.damage,
+            )
+    finally:
+        with suppress(OSError):
+            mountpoint.rmdir()
+            private.rmdir()
 
 
 def remove_mounted(path: Path) -> None:

@@ -21,7 +21,8 @@ from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.contents import Image
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
-from cedanafs.shard.store import sync_shards
+from cedanafs.shard.opening import Opened
+from cedanafs.shard.store import Place, sync_shards
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,13 @@ class Checkpoints:
         self._lanes = lanes
         self._nursery = nursery
         self.patience = patience
+        self._adopted: dict[Place, Opened] = {}
         self._waiting = 0  # writers in `reserve`
         self.damage: CedanaFsError | None = None  # the first that a reader met, of bytes or store
+
+    def adopt(self, opened: Opened) -> None:
+        """What is *opened* is not opened again when somebody looks into its directory."""
+        self._adopted[opened.directory] = opened
 
     async def load(self, directory: Directory) -> Checkpoint:
         """The directory's checkpoint, as its last commit says or as it is being written.
@@ -57,8 +63,9 @@ class Checkpoints:
 
     async def _loaded(self, directory: Directory) -> Checkpoint:
         if directory.checkpoint is None:
+            opened = self._adopted.pop(directory.path, None)
             checkpoint = await self.patience.on_thread(
-                directory, lambda: Checkpoint.load(directory.path)
+                directory, lambda: Checkpoint.load(directory.path, opened)
             )
             directory.checkpoint = checkpoint
             for name, file in directory.files.items():

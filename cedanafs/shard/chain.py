@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import Final
 
 from cedanafs.errors import CheckpointError, CheckpointMissing
+from cedanafs.shard.contents import Contents
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.store import shard_paths
 
 PARENT: Final = "parent"
 
 
-def chain(directory: Path) -> list[Path]:
+def chain(directory: Path, contents: Contents | None = None) -> list[Path]:
     """*directory*, what it builds on, and so on. Shards, plain images or in a mount. Blocks.
 
+    Its *contents*, if they are known, are not looked for again.
     Raises: CheckpointMissing, naming the parent that is not there and who wants it;
     CheckpointError for a link to elsewhere or in a circle, and what `open_checkpoint` raises.
     """
     found = [directory]
-    while (target := parent_link(found[-1])) is not None:
+    target = _link_in(contents) if contents is not None else parent_link(directory)
+    while target is not None:
         child = found[-1]
         if os.path.isabs(target):
             raise CheckpointError(f"{child}: its parent {target} is no path beside it")
@@ -37,6 +40,7 @@ def chain(directory: Path) -> list[Path]:
                 f"bring back {parent}"
             )
         found.append(parent)
+        target = parent_link(parent)
     return found
 
 
@@ -45,10 +49,14 @@ def parent_link(directory: Path) -> str | None:
     if shard_paths(directory):
         opened = open_checkpoint(directory)
         opened.close()
-        image = opened.contents.images.get(PARENT)
-        return image.symlink_to if image else None
+        return _link_in(opened.contents)
     link = directory / PARENT
     return os.readlink(link) if link.is_symlink() else None
+
+
+def _link_in(contents: Contents) -> str | None:
+    image = contents.images.get(PARENT)
+    return image.symlink_to if image else None
 
 
 def _holds_images(directory: Path) -> bool:

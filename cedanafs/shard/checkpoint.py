@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cedanafs.errors import CedanaFsError, StoreBusy, UsageError
 from cedanafs.shard.appender import Appender, cut
+from cedanafs.shard.at_once import on_each
 from cedanafs.shard.bases import take_base
 from cedanafs.shard.codec import Codec
 from cedanafs.shard.contents import Contents
@@ -16,7 +17,7 @@ from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.pages import Pages, keep, table_of, table_of_written
-from cedanafs.shard.store import Place, ShardFile, create_shards, open_shard, shard_paths
+from cedanafs.shard.store import Place, ShardFile, create_shards, open_shards, shard_paths
 
 
 class Checkpoint:
@@ -33,14 +34,16 @@ class Checkpoint:
         self._replaced: list[ShardFile] = []
 
     @classmethod
-    def load(cls, directory: Place) -> Checkpoint:
-        """What *directory* holds; without shards, an empty checkpoint. Blocks.
+    def load(cls, directory: Place, opened: Opened | None = None) -> Checkpoint:
+        """What *directory* holds, perhaps *opened*; without shards, an empty checkpoint. Blocks.
 
         Raises: what `open_checkpoint` raises.
         """
         checkpoint = cls(directory)
-        if shard_paths(directory):
-            checkpoint._opened = opened = open_checkpoint(directory)
+        if opened is None and shard_paths(directory):
+            opened = open_checkpoint(directory)
+        if opened is not None:
+            checkpoint._opened = opened
             checkpoint.files = opened.files
             checkpoint.codec = opened.codec
             checkpoint.contents = opened.contents
@@ -130,10 +133,8 @@ class Checkpoint:
             self._base = None
 
     def _go_on(self, opened: Opened, lanes: Lanes) -> Log:
-        files: list[ShardFile] = []
+        files = open_shards([file.path for file in opened.files], writable=True)
         try:
-            for file in opened.files:
-                files.append(open_shard(file.path, writable=True))
             files[0].lock()
             for file, *lengths in zip(
                 files, opened.lengths, opened.footers, opened.ends, strict=True
@@ -144,8 +145,7 @@ class Checkpoint:
                         f"{self.directory}: changed by another server since it was read"
                     )
             for ends in (opened.footers, opened.ends):
-                for file, end in zip(files, ends, strict=True):
-                    cut(file, end)
+                on_each(lambda each: cut(*each), list(zip(files, ends, strict=True)))
         except BaseException:
             for file in files:
                 file.close()

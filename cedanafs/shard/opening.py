@@ -23,6 +23,7 @@ from cedanafs.errors import (
     UnknownFeature,
     UsageError,
 )
+from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import EXTENSIONS, Codec, codec_of
 from cedanafs.shard.commit import Base, Footer, Index, digest_of
 from cedanafs.shard.contents import Contents
@@ -38,9 +39,12 @@ from cedanafs.shard.scan import (
     is_torn,
     scan,
 )
-from cedanafs.shard.store import Place, ShardFile, open_shard, require_shards
+from cedanafs.shard.store import Place, ShardFile, open_shards, require_shards
 
 _ATTEMPTS: Final = 5
+
+_SCANNED_AT_ONCE: Final = 16
+"""Each may bring an index of MAX_INDEX_LEN before all are found to be too long together."""
 
 MAX_CHAIN: Final = 16
 """Most checkpoints that one needs, each the base of the one before."""
@@ -99,19 +103,17 @@ def open_checkpoint(
     Raises: BaseUnusable, CheckpointMissing, CheckpointIncomplete, MixedShards, CorruptShard,
     UnknownFeature, StoreError; each names the shard.
     """
-    files: list[ShardFile] = []
+    files = open_shards(require_shards(directory))
     try:
-        for path in require_shards(directory):
-            files.append(open_shard(path))
         attempts = 0
         while True:
             attempts += 1
-            lengths = [file.length() for file in files]
+            lengths = on_each(lambda file: file.length(), files)
             try:
                 return _opened(directory, files, lengths, said, users)
             except CheckpointError:
                 # Of a writer one may see a footer here and no index yet there.
-                if attempts == _ATTEMPTS or lengths == [file.length() for file in files]:
+                if attempts == _ATTEMPTS or lengths == on_each(lambda file: file.length(), files):
                     raise
     except BaseException:
         for file in files:
@@ -129,8 +131,10 @@ def _opened(
     codec = codec_of(EXTENSIONS[files[0].path.suffix])
     carrier = Carrier(codec)
     scans: list[Scan] = []
-    for file, length in zip(files, lengths, strict=True):
-        scans.append(scan(file, carrier, length))
+    shards = list(zip(files, lengths, strict=True))
+    for first in range(0, len(shards), _SCANNED_AT_ONCE):
+        some = shards[first : first + _SCANNED_AT_ONCE]
+        scans += on_each(lambda each: scan(each[0], carrier, each[1]), some)
         if sum(each.commit_len for each in scans) > MAX_COMMIT_LEN:
             raise CorruptShard(
                 f"{directory}: the shards' indexes are longer than {MAX_INDEX_LEN} bytes"

@@ -38,6 +38,9 @@ from cedanafs.shard.store import ShardFile
 _SECTOR: Final = 512
 """A disk writes so many bytes, aligned, wholly or not at all."""
 
+_TAIL: Final = 64 << 10
+"""Read at once: the index of an image of a few GiB is in it, and a store may be far away."""
+
 _SEARCH_STEP: Final = 1 << 20
 _IT_ENDS: Final = "it ends there"
 
@@ -173,8 +176,9 @@ def commit_before(file: ShardFile, carrier: Carrier, end: int) -> Commit | None:
     length = FOOTER_LEN + carrier.codec.hide_tail
     if end < length:
         return None
+    tail = file.read_at(end - min(end, _TAIL), min(end, _TAIL))
     try:
-        footer = footer_in(file.read_at(end - length, length), carrier)
+        footer = footer_in(tail[-length:], carrier)
     except CorruptShard:
         return None
     at = footer.commit_offset
@@ -183,7 +187,7 @@ def commit_before(file: ShardFile, carrier: Carrier, end: int) -> Commit | None:
     with at_place(file, at):
         if end - at > MAX_COMMIT_LEN:
             raise CorruptShard(f"a commit of {end - at} bytes, at most {MAX_COMMIT_LEN}")
-        data = file.read_at(at, end - at)
+        data = tail[at - end :] if end - at <= len(tail) else file.read_at(at, end - at)
         units = index_in(data, carrier)
         if not footer.belongs_to(units.index):
             raise CorruptShard("index and footer do not belong together")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
 from cedanafs.errors import CheckpointIncomplete, CheckpointMissing, MixedShards, StoreError
+from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import EXTENSIONS, Bytes, Codec
 from cedanafs.shard.format import MAX_SHARDS
 from cedanafs.shard.local import LocalDirectory
@@ -128,19 +129,38 @@ def is_shard_name(name: str) -> bool:
 def create_shards(directory: Place, count: int, codec: Codec) -> list[ShardFile]:
     """N new, empty shards, and their names durable in *directory*. All of them or none."""
     place = directory_at(directory)
-    made: list[ShardFile] = []
+    made: dict[int, ShardFile] = {}
+
+    def create(k: int) -> None:
+        made[k] = place.create_shard(f"img-{k}{codec.extension}")
+
     try:
-        for k in range(count):
-            made.append(place.create_shard(f"img-{k}{codec.extension}"))
+        on_each(create, range(count))
         place.sync()
     except BaseException:
-        for shard in made:
+        for shard in made.values():
             with contextlib.suppress(StoreError):
                 shard.close()
         with contextlib.suppress(StoreError):
-            place.remove_files([shard.name for shard in made])
+            place.remove_files([shard.name for shard in made.values()])
         raise
-    return made
+    return [made[k] for k in range(count)]
+
+
+def open_shards(paths: Sequence[Place], *, writable: bool = False) -> list[ShardFile]:
+    """The shard files at *paths*, all of them or none."""
+    opened: dict[Place, ShardFile] = {}
+
+    def open_one(path: Place) -> None:
+        opened[path] = open_shard(path, writable=writable)
+
+    try:
+        on_each(open_one, paths)
+    except BaseException:
+        for shard in opened.values():
+            shard.close()
+        raise
+    return [opened[path] for path in paths]
 
 
 def shard_paths(directory: Place) -> list[Place]:
@@ -195,10 +215,13 @@ def sync_shards(directory: Place) -> None:
     """Make every shard file of *directory*, as it is, and their names durable."""
     place = directory_at(directory)
     _, names = place.entries()
-    for name in filter(is_shard_name, names):
+
+    def sync(name: str) -> None:
         file = place.open_shard(name)
         try:
             file.sync()
         finally:
             file.close()
+
+    on_each(sync, list(filter(is_shard_name, names)))
     place.sync()

@@ -84,7 +84,10 @@ def test_restore(host: Host, faulty: FaultyStore, start: StartWorkload) -> None:
     work.wait_gone()
     faulty.fail(SLOW)
     for lazy in ([], ["--lazy", "--wait", "--log-file", host.log]):
+        before = faulty.seen()
         host.ok("restore", "process", "--path", dumped, *lazy)
+        after = faulty.seen()
+        assert after.operations["open"] - before.operations["open"] == 4, "shards are opened once"
         assert work.ask()["digest"] == digest
         if not lazy:
             work.kill()

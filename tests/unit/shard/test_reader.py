@@ -13,9 +13,9 @@ from writing import make_checkpoint
 
 from cedanafs.errors import CorruptShard, StoreError
 from cedanafs.shard.extents import ExtentMap, Frame
+from cedanafs.shard.local import LocalShard
 from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.reader import READ_AHEAD_FRAMES, Reader, Stream, load_frame
-from cedanafs.shard.store import ShardFile
 
 MIB = 1 << 20
 PATIENCE_S = 10.0
@@ -35,15 +35,15 @@ def loads(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> list[Frame]:
     """The frames that were read, in order; those found in the cache are not among them."""
     loaded: list[Frame] = []
     known = {(frame.shard, frame.offset): frame for frame in chain(*opened.frames)}
-    read_at = ShardFile.read_at
+    read_at = LocalShard.read_at
 
-    def read(file: ShardFile, offset: int, length: int) -> bytes:
+    def read(file: LocalShard, offset: int, length: int) -> bytes:
         frame = known[opened.files.index(file), offset]
         assert length == frame.stored_len
         loaded.append(frame)
         return read_at(file, offset, length)
 
-    monkeypatch.setattr(ShardFile, "read_at", read)
+    monkeypatch.setattr(LocalShard, "read_at", read)
     return loaded
 
 
@@ -154,7 +154,7 @@ def test_a_failed_load_is_tried_anew(opened: Opened, monkeypatch: pytest.MonkeyP
 
     with Reader(threads=1, cache_bytes=MIB) as reader:
         with monkeypatch.context() as patch:
-            patch.setattr(ShardFile, "read_at", fail)
+            patch.setattr(LocalShard, "read_at", fail)
             failed = reader.fetch(opened.files, opened.codec, frame)
             forgotten = threading.Event()
             failed.add_done_callback(lambda _: forgotten.set())  # runs after the reader's own
