@@ -26,6 +26,7 @@ from cedanafs.fs.mount import check_machine
 from cedanafs.images import Images, images_of_dump, images_of_restore
 from cedanafs.lazy import PageServer
 from cedanafs.progress import Report, human
+from cedanafs.shard.place import Place
 
 
 class Dumpable(Protocol):
@@ -65,13 +66,13 @@ class Restorable(Protocol):
 async def dump(
     find: Callable[[], Dumpable],
     *,
-    directory: Path,
+    directory: Place,
     name: str | None,
     parent: str | None = None,
     settings: MountSettings | None,
     report: Report,
     work_dir: Path | None = None,
-) -> Path:
+) -> Place:
     """Dump what *find* returns into *directory*/*name*; returns that path, the checkpoint.
 
     *find* is called once the machine is known to do. *parent* is the name in *directory* of the
@@ -174,7 +175,7 @@ async def _called_off_when_cancelled(images: Images) -> AsyncIterator[None]:
 async def restore(
     find: Callable[[], Restorable],
     *,
-    path: Path,
+    path: Place,
     stream: int | None,
     defaults: Defaults,
     report: Report,

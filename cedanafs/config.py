@@ -2,7 +2,8 @@
 
 Configuration files are JSON with Cedana's keys, in any case:
 `{"Checkpoint": {"Dir": "/ckpt", "Stream": 4, "Compression": "lz4"}}`. The environment has the
-same names: `CEDANAFS_CHECKPOINT_STREAM`. The only reader of os.environ.
+same names: `CEDANAFS_CHECKPOINT_STREAM`. The only reader of os.environ, but for where
+object stores and credentials for them are (shard/bucket.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Final
 from cedanafs.errors import UsageError
 from cedanafs.shard.codec import Codec, codec_of
 from cedanafs.shard.format import MAX_SHARDS
+from cedanafs.shard.place import ObjectPath, Place, place_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +31,15 @@ DEFAULT_MEMORY_LIMIT: Final = 256 << 20
 DEFAULT_STORE_TIMEOUT_S: Final = 300.0
 QUIET_S: Final = 1.0
 MIN_MEMORY_LIMIT: Final = 32 << 20
+UPLOAD_BYTES: Final = 10 << 20
+"""What a shard needs for its upload: a part on its way, and the next."""
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
     """What a flag is when it is not given. `stream` 0 means plain CRIU images."""
 
-    dir: Path = Path("/var/lib/cedanafs")
+    dir: Place = Path("/var/lib/cedanafs")
     stream: int = DEFAULT_STREAM
     compression: str = DEFAULT_COMPRESSION
     memory_limit: int = DEFAULT_MEMORY_LIMIT
@@ -43,8 +47,10 @@ class Defaults:
     leave_running: bool = False
     criu_binary: str | None = None
 
-    def mount_settings(self, store: Path, **more: Any) -> MountSettings:
+    def mount_settings(self, store: Place, **more: Any) -> MountSettings:
         """How *store* is mounted by these. Raises: UsageError."""
+        if isinstance(store, ObjectPath):
+            store = store.patient(self.store_timeout)
         return MountSettings(
             store=store,
             shards=self.stream,
@@ -68,7 +74,7 @@ class MountSettings:
     `root_mode` are the permissions of the mount's root, which are not kept in the store.
     """
 
-    store: Path
+    store: Place
     shards: int = DEFAULT_STREAM
     codec: Codec = field(default_factory=lambda: codec_of(DEFAULT_COMPRESSION))
     memory_limit: int = DEFAULT_MEMORY_LIMIT
@@ -88,11 +94,26 @@ class MountSettings:
             raise UsageError("--store-timeout: seconds, or 0 to wait for ever")
         if self.memory_limit < MIN_MEMORY_LIMIT:
             raise UsageError(f"--memory-limit: at least {MIN_MEMORY_LIMIT >> 20}M")
+        if not isinstance(self.store, ObjectPath):
+            return
+        if self.base is not None or self.page_hashes:
+            raise UsageError(f"{self.store}: no --base and no --page-hashes in an object store")
+        least = self.shards * UPLOAD_BYTES * 8 // 3
+        if not self.read_only and self.memory_limit < least:
+            raise UsageError(
+                f"--stream {self.shards} into an object store: --memory-limit of at least "
+                f"{math.ceil(least / (1 << 20))}M, or fewer shards"
+            )
 
     @property
     def write_budget(self) -> int:
         """Bytes of written data that may wait for compressor and disk."""
-        return self.memory_limit * 3 // 8
+        return self.memory_limit * 3 // 8 - self.upload_bytes * 2 // 3
+
+    @property
+    def upload_bytes(self) -> int:
+        """Bytes of compressed data that may be on their way to an object store."""
+        return self.memory_limit * 3 // 8 if isinstance(self.store, ObjectPath) else 0
 
     @property
     def cache_bytes(self) -> int:
@@ -124,7 +145,7 @@ def _flag(value: object) -> bool:
 
 # Key in the file and, in capitals behind CEDANAFS_, in the environment → field and its reading.
 _KEYS: Final[Mapping[tuple[str, str], tuple[str, Callable[[Any], object]]]] = {
-    ("checkpoint", "dir"): ("dir", lambda value: Path(str(value))),
+    ("checkpoint", "dir"): ("dir", lambda value: place_of(str(value))),
     ("checkpoint", "stream"): ("stream", _count),
     ("checkpoint", "streams"): ("stream", _count),
     ("checkpoint", "compression"): ("compression", lambda value: str(codec_of(str(value)))),

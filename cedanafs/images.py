@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,10 +30,11 @@ from cedanafs.shard.audit import INVENTORY, require_complete
 from cedanafs.shard.bases import take_base
 from cedanafs.shard.chain import chain
 from cedanafs.shard.opening import Opened, open_checkpoint
+from cedanafs.shard.place import ObjectPath, Place, path_below
+from cedanafs.shard.segments import is_shard_name
 from cedanafs.shard.store import (
     PAGES_NAME,
     directory_at,
-    is_shard_name,
     remove_shards,
     shard_paths,
 )
@@ -47,7 +48,7 @@ class Images:
     """A directory that takes CRIU's images, as seen by CRIU, and by the user afterwards."""
 
     path: Path
-    kept_at: Path
+    kept_at: Place
     streamed: bool
     done_bytes: Callable[[], int]
     call_off: Callable[[], None] = lambda: None
@@ -104,13 +105,16 @@ class Images:
 
 @asynccontextmanager
 async def images_of_dump(
-    directory: Path, name: str, parent: str | None, settings: MountSettings | None, pid: int
+    directory: Place, name: str, parent: str | None, settings: MountSettings | None, pid: int
 ) -> AsyncIterator[Images]:
     """The directory to dump into: in a mount that is there, in one of our own, or plain.
 
     *parent*, if not None, is to be reachable from it as `../parent`.
     """
-    if not directory.is_dir():
+    if isinstance(directory, ObjectPath) and settings is not None:
+        directory = directory.patient(settings.store_timeout_s)
+        await trio.to_thread.run_sync(partial(directory_at(directory).check, writable=True))
+    if isinstance(directory, Path) and not directory.is_dir():
         raise UsageError(f"--dir {directory} is not a directory")
     mount = mount_holding(directory)
     if mount is None and settings is not None and (of_store := mount_of_store(directory)):
@@ -119,10 +123,10 @@ async def images_of_dump(
     if parent is not None:
         if settings is not None and settings.base is not None:
             raise UsageError("--parent and --base both leave out what an earlier dump has: use one")
-        if not (directory / parent).is_dir():
+        if not directory_at(directory / parent).exists():
             raise UsageError(f"--parent {parent}: there is none in {directory}")
         await trio.to_thread.run_sync(chain, directory / parent)
-    if mount is not None:
+    if mount is not None and isinstance(path, Path):
         if settings is None:
             raise UsageError(f"--stream 0: {directory} is in a mount, which streams")
         server = mount.server_pid()
@@ -142,6 +146,8 @@ async def images_of_dump(
             call_off=lambda: os.setxattr(root, CALL_OFF_XATTR, below),
         )
     elif settings is None:
+        if not isinstance(path, Path):
+            raise UsageError(f"--stream 0 makes plain images: not in the object store {directory}")
         if not _made_directory(path) and any(path.iterdir()):
             raise UsageError(f"{path} is not empty: choose another --name")
         yield Images(path, path, streamed=False, done_bytes=lambda: _bytes_in(path))
@@ -151,18 +157,18 @@ async def images_of_dump(
 
 
 @asynccontextmanager
-async def _own_mount(path: Path, root: Path, settings: MountSettings) -> AsyncIterator[Images]:
+async def _own_mount(path: Place, root: Place, settings: MountSettings) -> AsyncIterator[Images]:
     """The checkpoint directory *path*, in *root* or *root* itself, mounted for this dump alone."""
-    made = _made_directory(path)
-    others = {entry.name for entry in path.iterdir()} - {PAGES_NAME}
-    if not made and not all(map(is_shard_name, others)):
+    made = await trio.to_thread.run_sync(_made_directory, path)
+    directories, others = await trio.to_thread.run_sync(directory_at(path).entries)
+    if not made and (directories or not all(map(is_shard_name, {*others} - {PAGES_NAME}))):
         raise UsageError(f"{path} holds other files: choose another --name")
     if settings.base is not None and not made and shard_paths(path):
         raise UsageError(f"--base {settings.base}: {path} is there already: choose another --name")
     mountpoint = _new_mountpoint()
     # Nothing is committed but by us: until the dump is whole, an earlier one stays what it was.
     own = replace(settings, store=root.resolve(), quiet_s=None)
-    below = path.relative_to(root)
+    below = path_below(path, root)
     images_dir = mountpoint / below
     try:
         async with mounted(own, mountpoint) as filesystem:
@@ -187,7 +193,7 @@ async def _own_mount(path: Path, root: Path, settings: MountSettings) -> AsyncIt
 
 @asynccontextmanager
 async def images_of_restore(
-    path: Path, stream: int | None, defaults: Defaults, *, for_others: bool = False
+    path: Place, stream: int | None, defaults: Defaults, *, for_others: bool = False
 ) -> AsyncIterator[Images]:
     """The directory to restore from; *stream* is checked against the number of shards there.
 
@@ -195,11 +201,13 @@ async def images_of_restore(
     by its path nobody gets there but us.
     Raises: UsageError, CheckpointError, StoreError, MachineError.
     """
+    if isinstance(path, ObjectPath):
+        path = path.patient(defaults.store_timeout)
     mount = mount_holding(path)
-    store_path = mount.store_path(path.absolute()) if mount else path
-    if not path.is_dir():
+    store_path = mount.store_path(path) if mount else path
+    if not await trio.to_thread.run_sync(directory_at(path).exists):
         raise CheckpointMissing(f"{path}: no such directory")
-    shards = len(shard_paths(store_path))
+    shards = len(await trio.to_thread.run_sync(shard_paths, store_path))
     if stream is not None and stream != shards:
         has = f"has {shards} shards" if shards else "holds plain images, no shards"
         raise UsageError(f"--stream {stream}: {path} {has}")
@@ -210,7 +218,7 @@ async def images_of_restore(
                 opened, replace(defaults, stream=shards), for_others
             ) as images:
                 yield images
-    elif await trio.to_thread.run_sync((path / INVENTORY).exists):
+    elif isinstance(path, Path) and await trio.to_thread.run_sync((path / INVENTORY).exists):
         await trio.to_thread.run_sync(chain, path.absolute())
         yield Images(path, path, streamed=mount is not None, done_bytes=lambda: 0)
     else:
@@ -225,7 +233,7 @@ async def _mounted_to_restore(
     require_complete(opened)
     path = opened.directory
     whole_chain = await trio.to_thread.run_sync(chain, path, opened.contents)
-    root = Path(os.path.commonpath(whole_chain))
+    root = _common(whole_chain)
     settings = defaults.mount_settings(
         root,
         read_only=True,
@@ -240,7 +248,7 @@ async def _mounted_to_restore(
         async with mounted(settings, mountpoint) as filesystem:
             filesystem.checkpoints.adopt(opened)
             yield Images(
-                mountpoint / path.relative_to(root),
+                mountpoint / path_below(path, root),
                 path,
                 streamed=True,
                 done_bytes=lambda: filesystem.statistics().read_bytes,
@@ -263,12 +271,20 @@ def remove_mounted(path: Path) -> None:
 # Blocking helpers: they run on threads where the path may be in a mount that we serve.
 
 
-def _made_directory(path: Path) -> bool:
+def _common(paths: Sequence[Place]) -> Place:
+    """The deepest directory in which all of *paths* are."""
+    first = paths[0]
+    above: list[Place] = [first, *first.parents]
+    return next(each for each in above if all(each in (path, *path.parents) for path in paths))
+
+
+def _made_directory(path: Place) -> bool:
     """Make *path*, or find that it is a directory already."""
+    place = directory_at(path)
     try:
-        path.mkdir(mode=0o700)
+        place.make()
     except FileExistsError:
-        if not path.is_dir():
+        if not place.exists():
             raise UsageError(f"{path} is not a directory: choose another --name") from None
         return False
     except OSError as exc:
@@ -281,7 +297,7 @@ def _new_mountpoint() -> Path:
     return Path(tempfile.mkdtemp(prefix="cedanafs-", dir=base))
 
 
-def _take_base(path: Path, kept_at: Path, name: str) -> None:
+def _take_base(path: Path, kept_at: Place, name: str) -> None:
     """Have the server of *path* take the base. The kernel says little about why it does not."""
     try:
         os.setxattr(path, BASE_XATTR, os.fsencode(name))
@@ -295,7 +311,7 @@ def _take_base(path: Path, kept_at: Path, name: str) -> None:
         ) from exc
 
 
-def _make_empty(path: Path, kept_at: Path) -> None:
+def _make_empty(path: Path, kept_at: Place) -> None:
     """Make the directory, or take an earlier dump's images out of it, but for its inventory.
 
     CRIU replaces the inventory last; until then the earlier dump stays the committed one.
@@ -311,7 +327,7 @@ def _make_empty(path: Path, kept_at: Path) -> None:
         ) from exc
 
 
-def _remove_if_uncommitted(path: Path) -> None:
+def _remove_if_uncommitted(path: Place) -> None:
     with suppress(OSError, CedanaFsError):
         opened = open_checkpoint(path) if shard_paths(path) else None
         if opened is not None:

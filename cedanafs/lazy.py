@@ -33,6 +33,7 @@ from cedanafs.criu.lazy_pages import LazyPages, Tasks, lazy_pages
 from cedanafs.errors import CedanaFsError, CriuError, the_error
 from cedanafs.fs.mount import check_machine
 from cedanafs.images import Images, images_of_restore
+from cedanafs.shard.place import Place
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class PageServer:
         self._failure: CedanaFsError | None = None
 
     @asynccontextmanager
-    async def images(self, path: Path) -> AsyncIterator[Images]:
+    async def images(self, path: Place) -> AsyncIterator[Images]:
         """Where CRIU finds the images of *path*; the block is cancelled when serving them fails.
 
         Raises: what made that fail, in the background.
@@ -111,7 +112,7 @@ class PageServer:
 
 @contextmanager
 def page_server(
-    path: Path,
+    path: Place,
     stream: int | None,
     defaults: Defaults,
     run: Runner,
@@ -181,7 +182,7 @@ def _in_the_background(run: Runner, serve: Callable[[], Awaitable[None]], kept_f
 async def _serve(
     conn: socket.socket,
     work_dir: Path,
-    path: Path,
+    path: Place,
     stream: int | None,
     defaults: Defaults,
     criu_binary: str,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cedanafs.errors import CedanaFsError, StoreError
+from cedanafs.errors import CedanaFsError
 from cedanafs.shard.audit import what_is_missing
 from cedanafs.shard.chain import PARENT
 from cedanafs.shard.opening import Opened, open_checkpoint
-from cedanafs.shard.store import Place, directory_at, is_shard_name
+from cedanafs.shard.place import Place
+from cedanafs.shard.segments import is_shard_name
+from cedanafs.shard.store import directory_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +72,7 @@ def list_store(store: Place) -> Iterator[CheckpointSummary]:
     Raises: StoreError when a directory cannot be read.
     """
     top = directory_at(store)
-    if not top.exists():
-        raise StoreError(f"store {store} is not a directory")
+    top.check(writable=False)
     for directory, names in top.walk():
         if any(map(is_shard_name, names)):
             yield _or_problem(directory)

@@ -15,9 +15,10 @@ from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.opening import open_checkpoint
+from cedanafs.shard.place import Place
 from cedanafs.shard.reader import load_frame
 from cedanafs.shard.scan import Commit, scan
-from cedanafs.shard.store import ShardFile, open_shard, shard_paths
+from cedanafs.shard.store import ShardFile, open_shards, shard_paths
 
 STOCK_TOOLS = {
     "none": ["cat"],
@@ -57,7 +58,7 @@ class Writer:
 
 @contextmanager
 def writing(
-    directory: Path,
+    directory: Place,
     *,
     shards: int = 1,
     codec: str | Codec = "zstd",
@@ -68,9 +69,10 @@ def writing(
 
     A new one refers to *base* beside it.
     """
-    directory.mkdir(exist_ok=True)
+    if isinstance(directory, Path):
+        directory.mkdir(exist_ok=True)
     chosen = codec_of(codec) if isinstance(codec, str) else codec
-    with Lanes(shards, budget_bytes=budget_bytes) as lanes:
+    with Lanes(shards, budget_bytes=budget_bytes, upload_bytes=64 << 20) as lanes:
         checkpoint = Checkpoint.load(directory)
         try:
             log = checkpoint.begin_writing(lanes, shards=shards, codec=chosen, base=base)
@@ -81,13 +83,13 @@ def writing(
 
 
 def make_checkpoint(
-    directory: Path,
+    directory: Place,
     files: dict[str, bytes],
     *,
     shards: int = 1,
     codec: str = "zstd",
     seal: bool = True,
-) -> Path:
+) -> Place:
     """A checkpoint that holds *files*, committed."""
     with writing(directory, shards=shards, codec=codec) as writer:
         for name, data in files.items():
@@ -119,7 +121,7 @@ def read_contents(files: Sequence[ShardFile], codec: Codec, contents: Contents) 
     }
 
 
-def read_checkpoint(directory: Path) -> dict[str, bytes]:
+def read_checkpoint(directory: Place) -> dict[str, bytes]:
     """Every file of the checkpoint, read as a reader does that has just come."""
     opened = open_checkpoint(directory)
     try:
@@ -132,7 +134,7 @@ def last_commit(path: Path) -> Commit:
     """The last commit of the shard, whose checkpoint is as yet undamaged."""
     opened = open_checkpoint(path.parent)
     opened.close()
-    file = open_shard(path)
+    (file,) = open_shards([path])
     found = scan(file, Carrier(opened.codec), file.length()).last
     file.close()
     assert found is not None

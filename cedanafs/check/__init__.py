@@ -6,12 +6,12 @@ in the store; changes nothing else. What is wrong is said in the findings, not r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from cedanafs.check import criu as of_criu
-from cedanafs.check import fuse, limits
+from cedanafs.check import fuse, limits, objects, stores
 from cedanafs.check.findings import Finding, State
-from cedanafs.check.stores import store
+from cedanafs.shard.place import ObjectPath, Place
 
 __all__ = ["Finding", "State", "machine", "store"]
 
@@ -35,3 +35,10 @@ async def machine(criu: str | None = None, *, full: bool = False) -> AsyncIterat
             "CRIU's --auto-dedup punches holes, which a mount cannot",
             "leave --auto-dedup and `criu dedup` away",
         )
+
+
+def store(place: Place, *, full: bool = False) -> Iterator[Finding]:
+    """Whether checkpoints can be kept at *place*; *full* looks at all that is there already."""
+    if isinstance(place, ObjectPath):
+        return objects.findings(place)
+    return stores.store(place, full=full)

@@ -8,16 +8,19 @@ import sys
 import click
 
 from cedanafs import __version__, errors, log
-from cedanafs.cli import bases, check, hook, look, mounts, pack, process, runc
+from cedanafs.cli import bases, check, hook, look, mounts, pack, process, prune, runc
 from cedanafs.cli.common import exit_code, in_words
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="cedanafs")
 @click.option("-v", "--verbose", count=True, help="Say more (-vv: every request).")
+@click.option("--endpoint-url", metavar="URL", help="Of the S3 server [AWS_ENDPOINT_URL, AWS].")
 @click.pass_context
-def cedanafs(ctx: click.Context, verbose: int) -> None:
+def cedanafs(ctx: click.Context, verbose: int, endpoint_url: str | None) -> None:
     """Checkpoints of running processes, compressed over N shards, through a mount."""
+    if endpoint_url is not None:  # for the servers that we start, too
+        os.environ["AWS_ENDPOINT_URL_S3"] = endpoint_url
     log.to_stderr(verbose)
     if ctx.invoked_subcommand in ("dump", "restore", "pack"):
         log.without_server(verbose)
@@ -38,6 +41,7 @@ cedanafs.add_command(pack.pack)
 cedanafs.add_command(look.repair)
 cedanafs.add_command(bases.rm)
 cedanafs.add_command(bases.flatten)
+cedanafs.add_command(prune.prune)
 cedanafs.add_command(hook.hook)
 cedanafs.add_command(check.check)
 

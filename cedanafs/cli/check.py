@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import click
 
 from cedanafs import check as checks
 from cedanafs.check import Finding, State
-from cedanafs.cli.common import PathArgument, echo_json, given, run
+from cedanafs.cli.common import PlaceArgument, echo_json, given, run
 from cedanafs.cli.look import json_option
 from cedanafs.errors import MachineError, StoreError
+from cedanafs.shard.place import Place
 
 _COLOURS = {State.OK: "green", State.WARNING: "yellow", State.ERROR: "red"}
 
 
 @click.command()
-@click.argument("store", type=PathArgument, required=False)
+@click.argument("store", type=PlaceArgument, required=False)
 @click.option("--criu", metavar="PATH", help="The criu to look at.")
 @click.option(
     "--full", is_flag=True,
     help="Also every feature of CRIU, all of the store, and a process dumped and restored.",
 )  # fmt: skip
 @json_option
-def check(store: Path | None, criu: str | None, full: bool, as_json: bool) -> None:
+def check(store: Place | None, criu: str | None, full: bool, as_json: bool) -> None:
     """Say whether this machine is ready, and STORE if one is named, and what to do if not.
 
     Exit code 6 when the machine lacks something that every dump needs, 4 when the store does.

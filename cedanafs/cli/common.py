@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import click
 import trio
@@ -21,6 +21,7 @@ from cedanafs.config import (
     load_defaults,
     size_of,
 )
+from cedanafs.shard.place import Place, place_of
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -37,6 +38,21 @@ EXIT_CODES: Final[Mapping[type[errors.CedanaFsError], int]] = {
 DEFAULT_LOG: Final = Path("/var/log/cedanafs.log")
 
 PathArgument: Final = click.Path(path_type=Path)
+
+
+class _Place(click.ParamType[Place]):
+    name = "place"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Place:
+        return (
+            place_of(os.fsdecode(value)) if isinstance(value, str | bytes) else cast(Place, value)
+        )
+
+
+PlaceArgument: Final = _Place()
+"""A path, or the URL of a place in an object store."""
 
 
 def exit_code(error: BaseException) -> int:
@@ -183,8 +199,10 @@ def json_object(text: str | None) -> Mapping[str, object]:
     return value
 
 
-def make_default_directory(directory: Path) -> None:
+def make_default_directory(directory: Place) -> None:
     """The store that is used where none was named. Raises: StoreError."""
+    if not isinstance(directory, Path):
+        return
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:

@@ -14,6 +14,7 @@ import trio
 
 from cedanafs.cli.common import (
     PathArgument,
+    PlaceArgument,
     base_options,
     given,
     make_default_directory,
@@ -24,6 +25,7 @@ from cedanafs.cli.common import (
 from cedanafs.config import Defaults, MountSettings
 from cedanafs.criu.attach import stay_attached
 from cedanafs.errors import UsageError
+from cedanafs.shard.place import Place
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,7 +43,7 @@ _FLAGS: Final = {
 class Destination:
     """Where a dump goes. `settings` say how it is streamed; None: plain CRIU images."""
 
-    directory: Path
+    directory: Place
     name: str | None
     settings: MountSettings | None
     leave_running: bool
@@ -52,7 +54,7 @@ class Destination:
 class Source:
     """What is restored. `stream`, if not None, is the number of shards that it must have."""
 
-    path: Path
+    path: Place
     stream: int | None
     defaults: Defaults
     pid_file: Path | None
@@ -75,7 +77,7 @@ def dump_options(name: str) -> Callable[[F], Callable[..., None]]:
     def decorate(command: F) -> Callable[..., None]:
         @functools.wraps(command)
         def with_destination(
-            directory: Path | None,
+            directory: Place | None,
             name: str | None,
             base: str | None,
             page_hashes: bool,
@@ -111,7 +113,7 @@ def dump_options(name: str) -> Callable[[F], Callable[..., None]]:
         return _with_options(
             with_destination,
             click.option(
-                "-d", "--dir", "directory", type=PathArgument,
+                "-d", "--dir", "directory", type=PlaceArgument,
                 help="A store, or a directory in a mount.",
             ),
             click.option("--name", help=f"Of the checkpoint [dump-{name}-TIME]."),
@@ -133,7 +135,7 @@ def restore_options(command: F) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_source(
-        path: Path,
+        path: Place,
         stream: int | None,
         pid_file: Path | None,
         store_timeout: float | None,
@@ -145,7 +147,7 @@ def restore_options(command: F) -> Callable[..., None]:
 
     return _with_options(
         with_source,
-        click.option("-p", "--path", type=PathArgument, required=True, help="Of the checkpoint."),
+        click.option("-p", "--path", type=PlaceArgument, required=True, help="Of the checkpoint."),
         click.option(
             "-n", "--stream", "--streams", type=click.IntRange(0), metavar="N",
             help="Fail unless it has N shards.",

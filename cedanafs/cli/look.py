@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from cedanafs.cli.common import PathArgument, echo_json, printable, running_total
+from cedanafs.cli.common import PathArgument, PlaceArgument, echo_json, printable, running_total
 from cedanafs.errors import CheckpointIncomplete, CorruptShard, UsageError
 from cedanafs.look import CheckpointSummary, list_store
 from cedanafs.look import inspect as summary_of
@@ -17,14 +17,15 @@ from cedanafs.progress import TerminalReport, human
 from cedanafs.shard import audit
 from cedanafs.shard import repair as repairing
 from cedanafs.shard.chain import chain, parent_link
+from cedanafs.shard.place import Place, path_below, place_of
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 
 @click.command("list")
-@click.argument("store", type=PathArgument)
+@click.argument("store", type=PlaceArgument)
 @json_option
-def list_(store: Path, as_json: bool) -> None:
+def list_(store: Place, as_json: bool) -> None:
     """Show the checkpoints in STORE."""
     found = list(list_store(store))
     if as_json:
@@ -45,7 +46,7 @@ def list_(store: Path, as_json: bool) -> None:
         )
     ]
     for each in found:
-        name = str(Path(each.path).relative_to(store))
+        name = str(path_below(place_of(each.path), store))
         rows.append(
             (
                 "(the store itself)" if name == "." else name,
@@ -69,9 +70,9 @@ def list_(store: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("checkpoint", type=PathArgument)
+@click.argument("checkpoint", type=PlaceArgument)
 @json_option
-def inspect(checkpoint: Path, as_json: bool) -> None:
+def inspect(checkpoint: Place, as_json: bool) -> None:
     """Show what is in CHECKPOINT: its images and its shards."""
     found = summary_of(checkpoint)
     if as_json:
@@ -111,9 +112,9 @@ def inspect(checkpoint: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("checkpoint", type=PathArgument)
+@click.argument("checkpoint", type=PlaceArgument)
 @json_option
-def verify(checkpoint: Path, as_json: bool) -> None:
+def verify(checkpoint: Place, as_json: bool) -> None:
     """Read every byte of CHECKPOINT and check it; exit code 3 when something is wrong."""
     summary = summary_of(checkpoint)
     total = summary.stored_bytes
@@ -143,9 +144,9 @@ def verify(checkpoint: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("checkpoint", type=PathArgument)
+@click.argument("checkpoint", type=PlaceArgument)
 @click.argument("directory", type=PathArgument)
-def extract(checkpoint: Path, directory: Path) -> None:
+def extract(checkpoint: Place, directory: Path) -> None:
     """Write the images in CHECKPOINT into DIRECTORY, plain, as CRIU itself would have."""
     total = summary_of(checkpoint).raw_bytes
     with TerminalReport().bar(f"extracting {checkpoint}", total) as show:
@@ -162,7 +163,7 @@ def extract(checkpoint: Path, directory: Path) -> None:
 
 
 @click.command()
-@click.argument("checkpoint", type=PathArgument)
+@click.argument("checkpoint", type=PlaceArgument)
 @click.option("--yes", is_flag=True, help="Change it; without, only what could be done is shown.")
 @click.option(
     "--into",
@@ -175,7 +176,7 @@ def extract(checkpoint: Path, directory: Path) -> None:
     "--accept", is_flag=True,
     help="Take images that were being written when the server died for whole.",
 )  # fmt: skip
-def repair(checkpoint: Path, yes: bool, directory: Path | None, accept: bool) -> None:
+def repair(checkpoint: Place, yes: bool, directory: Path | None, accept: bool) -> None:
     """Bring back what can be had of CHECKPOINT after a crash or a fault of its disk.
 
     Exit code 3 when something is lost, or nothing was done yet.
@@ -211,7 +212,7 @@ def repair(checkpoint: Path, yes: bool, directory: Path | None, accept: bool) ->
         click.echo(f"{checkpoint}: nothing to repair")
 
 
-def _bring_back(checkpoint: Path, way: repairing.Way, *, yes: bool) -> None:
+def _bring_back(checkpoint: Place, way: repairing.Way, *, yes: bool) -> None:
     opened = way.opened
     click.echo(
         f"{checkpoint}: commit {opened.commit} of {_when(opened.committed_ns)} is whole, "

@@ -15,6 +15,7 @@ from cedanafs.cli.common import (
     DEFAULT_LOG,
     EXIT_CODES,
     PathArgument,
+    PlaceArgument,
     base_options,
     exit_code,
     given,
@@ -24,10 +25,11 @@ from cedanafs.cli.common import (
 from cedanafs.config import MountSettings
 from cedanafs.fs.mount import check_before_mounting, mounted, until_stopped
 from cedanafs.fs.mounts import mount_holding, unmount
+from cedanafs.shard.place import Place
 
 
 @click.command()
-@click.argument("store", type=PathArgument)
+@click.argument("store", type=PlaceArgument)
 @click.argument("mountpoint", type=PathArgument)
 @stream_options
 @base_options
@@ -40,7 +42,7 @@ from cedanafs.fs.mounts import mount_holding, unmount
 @click.pass_context
 def mount(
     ctx: click.Context,
-    store: Path,
+    store: Place,
     mountpoint: Path,
     stream: int | None,
     compression: str | None,
@@ -119,7 +121,7 @@ def _serve_in_background(
         *(["--durable"] if settings.durable else []),
         *(["--read-only"] if settings.read_only else []),
         *(["--allow-other"] if settings.allow_other else []),
-        "--", os.fspath(settings.store), os.fspath(mountpoint),
+        "--", str(settings.store), os.fspath(mountpoint),
     ]  # fmt: skip
     with open(os.devnull, "r+b") as null:
         server = subprocess.Popen(

@@ -6,20 +6,21 @@ from pathlib import Path
 
 import click
 
-from cedanafs.cli.common import PathArgument, given, running_total, shard_options
+from cedanafs.cli.common import PathArgument, PlaceArgument, given, running_total, shard_options
 from cedanafs.errors import UsageError
 from cedanafs.fs.mounts import mounts
 from cedanafs.progress import TerminalReport
 from cedanafs.shard import packing
+from cedanafs.shard.place import Place
 
 
 @click.command()
 @click.argument("directory", type=PathArgument)
-@click.argument("checkpoint", type=PathArgument)
+@click.argument("checkpoint", type=PlaceArgument)
 @shard_options
 def pack(
     directory: Path,
-    checkpoint: Path,
+    checkpoint: Place,
     stream: int | None,
     compression: str | None,
     memory_limit: int | None,
@@ -41,10 +42,11 @@ def pack(
     with TerminalReport().bar(f"packing {directory}", _bytes_in(directory)) as show:
         count = packing.pack(
             directory,
-            checkpoint,
+            settings.store,
             shards=settings.shards,
             codec=settings.codec,
             budget_bytes=settings.write_budget,
+            upload_bytes=settings.upload_bytes,
             progress=running_total(show),
         )
     click.echo(f"{count} images in {checkpoint}", err=True)

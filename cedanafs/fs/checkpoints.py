@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-from pathlib import Path
 
 import trio
 
@@ -22,7 +21,8 @@ from cedanafs.shard.contents import Image
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.opening import Opened
-from cedanafs.shard.store import Place, sync_shards
+from cedanafs.shard.place import Place
+from cedanafs.shard.store import directory_at, sync_shards
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,11 @@ class Checkpoints:
         """The mount's base, where it lies beside *directory*. Blocks."""
         name = self._settings.base
         path = directory.path
-        return name if name and path.name != name and (path.parent / name).is_dir() else None
+        return (
+            name
+            if name and path.name != name and directory_at(path.parent / name).exists()
+            else None
+        )
 
     async def take_base(self, directory: Directory, name: str) -> None:
         """Make the checkpoint in *directory*, which is new, refer to *name* beside it.
@@ -293,7 +297,7 @@ class Checkpoints:
         if failure is not None:
             raise failure
 
-    def call_off(self, top: Path) -> None:
+    def call_off(self, top: Place) -> None:
         """Fail what is being written below *top*, a path in the store, and whoever waits for it.
 
         The store may be hanging: nothing here asks it.

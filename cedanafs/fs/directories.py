@@ -11,7 +11,9 @@ from cedanafs.fs.namespace import Directory, Namespace
 from cedanafs.fs.patience import Patience
 from cedanafs.shard.bases import refuse_if_used
 from cedanafs.shard.contents import is_image_name
-from cedanafs.shard.store import Place, directory_at, is_shard_name, remove_shards
+from cedanafs.shard.place import Place, path_below
+from cedanafs.shard.segments import is_shard_name
+from cedanafs.shard.store import directory_at, remove_shards
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +87,7 @@ class Directories:
         await self._commit_removal(target, new)
         await self._patience.on_thread(None, lambda: directory_at(old_path).rename(path))
         for directory in self._names.below(moved):
-            directory.path = path / directory.path.relative_to(old_path)
+            directory.path = path / path_below(directory.path, old_path)
         moved.parent = target
         del (await self.below(source))[old]
         siblings[new] = moved

@@ -27,6 +27,7 @@ from cedanafs.shard.contents import MAX_FILE_LEN, MAX_IMAGES, Contents, Image, i
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
+from cedanafs.shard.store import directory_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +320,7 @@ class Filesystem:
         )
 
     async def store_space(self) -> os.statvfs_result:
-        return await self._patience.on_thread(None, lambda: os.statvfs(self.settings.store))
+        return await self._patience.on_thread(None, directory_at(self.settings.store).space)
 
     # Helpers.
 
@@ -385,7 +386,11 @@ async def open_filesystem(settings: MountSettings) -> AsyncIterator[Filesystem]:
     Raises on leaving: the first failure to make something durable.
     """
     with (
-        Lanes(settings.shards, budget_bytes=settings.write_budget) as lanes,
+        Lanes(
+            settings.shards,
+            budget_bytes=settings.write_budget,
+            upload_bytes=settings.upload_bytes,
+        ) as lanes,
         Reader(threads=max(2, settings.shards), cache_bytes=settings.cache_bytes) as reader,
     ):
         failures: list[CedanaFsError] = []

@@ -164,6 +164,8 @@ class FileHandle:
             with self._checkpoints.patience.wait(self.file.directory):
                 await result_of(waiting)
             log.check()
+        if not frame.landed:  # what an object store has been given it shows when that is committed
+            await self._checkpoints.commit(self.file.directory)
 
     async def _read_ahead(self, image: Image, stream: Stream) -> None:
         checkpoint = await self._checkpoints.load(self.file.directory)

@@ -16,10 +16,9 @@ import pyfuse3
 import trio
 
 from cedanafs.config import MountSettings
-from cedanafs.errors import MachineError, StoreError, UsageError
+from cedanafs.errors import MachineError, UsageError
 from cedanafs.fs.filesystem import Filesystem, open_filesystem
 from cedanafs.fs.operations import Operations
-from cedanafs.shard.filesystems import require_sound
 from cedanafs.shard.store import directory_at
 
 logger = logging.getLogger(__name__)
@@ -85,7 +84,6 @@ def check_before_mounting(settings: MountSettings, mountpoint: Path) -> None:
     """Raises: MachineError, UsageError, StoreError, StoreBusy: what mounting would fail on."""
     check_machine()
     check_mountpoint(mountpoint)
-    require_sound(settings.store, writable=not settings.read_only)
     check_store(settings)
     if not settings.read_only:
         with directory_at(settings.store).locked(_IN_USE):
@@ -120,14 +118,7 @@ def check_mountpoint(mountpoint: Path) -> None:
 
 def check_store(settings: MountSettings) -> None:
     """Raises: StoreError when the store cannot be read, or written where that is asked for."""
-    store = settings.store
-    if not store.is_dir():
-        raise StoreError(f"store {store} is not a directory")
-    wanted = os.R_OK | os.X_OK | (0 if settings.read_only else os.W_OK)
-    writable = not os.statvfs(store).f_flag & os.ST_RDONLY
-    if not os.access(store, wanted) or not (writable or settings.read_only):
-        what = "read" if settings.read_only else "write"
-        raise StoreError(f"store {store}: no permission to {what}; --read-only mounts it to read")
+    directory_at(settings.store).check(writable=not settings.read_only)
 
 
 def recycle_memory() -> None:
@@ -146,7 +137,7 @@ def recycle_memory() -> None:
 
 def _options(settings: MountSettings) -> set[str]:
     options = set(pyfuse3.default_options)
-    store = os.fspath(settings.store).replace("\\", "\\\\").replace(",", "\\,")
+    store = str(settings.store).replace("\\", "\\\\").replace(",", "\\,")
     options |= {f"fsname={store}", "subtype=cedanafs", "default_permissions"}
     options |= {"nosuid", "nodev"}
     if settings.allow_other:

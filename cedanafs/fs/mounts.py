@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from cedanafs.errors import StoreBusy, StoreError, UsageError
+from cedanafs.shard.place import ObjectPath, Place, path_below, place_of
+from cedanafs.shard.store import directory_at
 
 FILESYSTEM_TYPE: Final = "fuse.cedanafs"
 
@@ -43,17 +45,17 @@ class Mount:
     """A mounted store."""
 
     mountpoint: Path
-    store: Path
+    store: Place
     read_only: bool
 
-    def store_path(self, path: Path) -> Path:
+    def store_path(self, path: Place) -> Place:
         """Where in the store *path*, which lies in the mount, is kept."""
-        return self.store / path.relative_to(self.mountpoint)
+        return self.store / str(path_below(path.absolute(), self.mountpoint))
 
     def server_pid(self) -> int | None:
         """The process that serves this mount for writing: who holds the store's lock."""
         with contextlib.suppress(OSError):
-            wanted = self.store.stat()
+            wanted = directory_at(self.store).lock_path().stat()
             device = f"{os.major(wanted.st_dev):02x}:{os.minor(wanted.st_dev):02x}"
             for line in Path("/proc/locks").read_text().splitlines():
                 fields = line.split()
@@ -70,17 +72,19 @@ def mounts() -> Iterator[Mount]:
         if filesystem_type == FILESYSTEM_TYPE:
             fields = place.split(" ")
             options = fields[5].split(",")
-            yield Mount(Path(_unescaped(fields[4])), Path(_unescaped(source)), "ro" in options)
+            yield Mount(Path(_unescaped(fields[4])), place_of(_unescaped(source)), "ro" in options)
 
 
-def mount_holding(path: Path) -> Mount | None:
+def mount_holding(path: Place) -> Mount | None:
     """The mount in which *path* lies, if it lies in one."""
+    if isinstance(path, ObjectPath):
+        return None
     path = path.absolute()
     held = [m for m in mounts() if m.mountpoint == path or m.mountpoint in path.parents]
     return max(held, key=lambda m: len(m.mountpoint.parts), default=None)
 
 
-def mount_of_store(store: Path) -> Mount | None:
+def mount_of_store(store: Place) -> Mount | None:
     """A mount of *store* for writing, if there is one."""
     store = store.resolve()
     return next((m for m in mounts() if m.store == store and not m.read_only), None)
@@ -146,7 +150,10 @@ def _seal(mount: Mount) -> None:
 
 def _wait_for_server(mount: Mount, device: str | None) -> None:
     """The server holds the store's lock until it has ended its work."""
-    fd = os.open(mount.store, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fd = os.open(directory_at(mount.store).lock_path(), os.O_RDONLY)
+    except FileNotFoundError:
+        return
     begun = time.monotonic()
     try:
         while True:

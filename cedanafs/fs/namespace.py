@@ -11,7 +11,6 @@ import os
 import stat
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, NewType
 
 import trio
@@ -20,6 +19,7 @@ from cedanafs.errors import StoreError
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.contents import Image
 from cedanafs.shard.log import Log
+from cedanafs.shard.place import Place
 
 Inode = NewType("Inode", int)
 ROOT: Final = Inode(1)
@@ -57,7 +57,7 @@ class _Unrecorded:
 class Directory(_Unrecorded):
     """A directory of the store, where it stays 0700, and its checkpoint once that is loaded."""
 
-    def __init__(self, inode: Inode, path: Path, parent: Directory | None) -> None:
+    def __init__(self, inode: Inode, path: Place, parent: Directory | None) -> None:
         super().__init__(inode, 0o700)
         self.path = path
         self.parent = parent
@@ -165,7 +165,7 @@ class Attributes:
 class Namespace:
     """The inodes in use."""
 
-    def __init__(self, root: Path, root_mode: int = 0o700) -> None:
+    def __init__(self, root: Place, root_mode: int = 0o700) -> None:
         self._numbers = itertools.count(ROOT)
         self._nodes: dict[Inode, Node] = {}
         self.root = self.add_directory(root, None)
@@ -175,7 +175,7 @@ class Namespace:
         """Raises: KeyError when there is no such inode (any more)."""
         return self._nodes[Inode(inode)]
 
-    def add_directory(self, path: Path, parent: Directory | None) -> Directory:
+    def add_directory(self, path: Place, parent: Directory | None) -> Directory:
         inode = Inode(next(self._numbers))
         node = self._nodes[inode] = Directory(inode, path, parent)
         return node

@@ -40,6 +40,7 @@ class Appender:
         self.frames = list(frames)
         self.markers = bytearray(markers)
         self._footer_at = end
+        self._held_back: list[Frame] = []  # not to be read before they are committed
         self._carrier = carrier
         self._checkpoint = checkpoint
 
@@ -54,13 +55,19 @@ class Appender:
         frame.offset = self.end + len(unit)
         frame.stored_len = stored_len
         frame.checksum = digest
-        frame.landed = True
+        frame.landed = not self.file.atomic
+        if not frame.landed:
+            self._held_back.append(frame)
         self.end = frame.offset + stored_len
 
     def append_index(self, units: Sequence[bytes]) -> None:
-        """Append a commit's units but the footer; make them and all before them durable."""
+        """Append a commit's units but the footer; make them and all before them durable.
+
+        Where all of a commit appears at once, with the footer it does.
+        """
         self._append(units)
-        self.file.sync()
+        if not self.file.atomic:
+            self.file.sync()
 
     def append_footer(self, unit: bytes) -> None:
         """Append the unit that completes a commit, and make it durable."""
@@ -68,10 +75,19 @@ class Appender:
         self._append([unit])
         self.file.sync()
         self.committed_end = self.end
+        for frame in self._held_back:
+            frame.landed = True
+        self._held_back.clear()
 
-    def cut_footer(self) -> None:
-        """Undo `append_footer`; on every shard before `cut` on any."""
-        cut(self.file, self._footer_at)
+    def cut_footer(self, end: int) -> None:
+        """Undo `append_footer`; on every shard before `cut` to *end* on any.
+
+        Where a commit appears at once, the first shard has it last and loses it first, as a whole.
+        """
+        if not self.file.atomic:
+            cut(self.file, self._footer_at)
+        elif self.k == 0:
+            cut(self.file, end)
 
     def cut(self, end: int) -> None:
         """Take off what a seal has appended behind *end*."""

@@ -16,10 +16,11 @@ from cedanafs.shard.contents import Image
 from cedanafs.shard.extents import Frame, Slice
 from cedanafs.shard.format import Carrier, Kind
 from cedanafs.shard.opening import Opened, open_checkpoint
+from cedanafs.shard.place import Place
 from cedanafs.shard.reader import load_frame
 from cedanafs.shard.records import parse
 from cedanafs.shard.scan import at_place, walk
-from cedanafs.shard.store import Place, ShardFile
+from cedanafs.shard.store import ShardFile
 
 INVENTORY: Final = "inventory.img"
 

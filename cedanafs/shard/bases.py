@@ -16,12 +16,12 @@ from cedanafs.shard.commit import Base, digest_of
 from cedanafs.shard.contents import is_image_name
 from cedanafs.shard.format import Carrier
 from cedanafs.shard.opening import MAX_CHAIN, Opened, open_checkpoint
+from cedanafs.shard.place import ObjectPath, Place
 from cedanafs.shard.scan import scan
+from cedanafs.shard.segments import is_shard_name
 from cedanafs.shard.store import (
-    Place,
     directory_at,
-    is_shard_name,
-    open_shard,
+    open_shards,
     remove_shards,
     require_shards,
     shard_paths,
@@ -33,6 +33,8 @@ def take_base(directory: Place, name: str) -> tuple[Base, Opened]:
 
     Raises: UsageError, CheckpointError, StoreBusy when somebody writes it, StoreError.
     """
+    if isinstance(directory, ObjectPath):
+        raise UsageError(f"--base {name}: there are no bases in object stores")
     directory = directory.resolve()
     path = directory.parent / name
     if not is_image_name(name) or path == directory or path.is_symlink():
@@ -71,6 +73,8 @@ def users_of(directory: Place) -> list[str]:
 
     Raises: StoreError; CheckpointError when one of them cannot be asked.
     """
+    if isinstance(directory, ObjectPath):
+        return []  # there are no bases
     directory = directory.resolve()
     users = []
     names, _ = directory_at(directory.parent).entries()
@@ -95,7 +99,7 @@ def _base_of(directory: Place) -> Base | None:
     paths = shard_paths(directory)
     if not paths:
         return None
-    file = open_shard(paths[0])
+    (file,) = open_shards(paths[:1])
     try:
         carrier = Carrier(codec_of(EXTENSIONS[paths[0].suffix]))
         last = scan(file, carrier, file.length()).last
@@ -122,7 +126,7 @@ def remove(directory: Place, *, even_if_used: bool) -> None:
         require_shards(directory)
     if not even_if_used:
         refuse_if_used(directory, "remove it")
-    file = place.open_shard(shards[0], writable=True)
+    (file,) = place.open_shards(shards[:1], writable=True)
     try:
         file.lock()
         remove_shards(directory)

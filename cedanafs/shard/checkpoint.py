@@ -6,6 +6,8 @@ calls of one checkpoint.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cedanafs.errors import CedanaFsError, StoreBusy, UsageError
 from cedanafs.shard.appender import Appender, cut
 from cedanafs.shard.at_once import on_each
@@ -17,7 +19,8 @@ from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.pages import Pages, keep, table_of, table_of_written
-from cedanafs.shard.store import Place, ShardFile, create_shards, open_shards, shard_paths
+from cedanafs.shard.place import Place
+from cedanafs.shard.store import ShardFile, create_shards, open_shards, shard_paths
 
 
 class Checkpoint:
@@ -88,7 +91,7 @@ class Checkpoint:
             if base is not None:
                 said, self._base = take_base(self.directory, base)
                 pages = Pages(table_of(self._base), self._base.contents.images)
-            self.files = create_shards(self.directory, shards, codec)
+            self.files = create_shards(self.directory, shards, codec, lanes.upload_bytes)
             self.files[0].lock()
             self.codec = codec
             contents = self._base.contents if self._base else None
@@ -109,7 +112,7 @@ class Checkpoint:
     def _keep_pages(self, log: Log) -> None:
         if log.pages is not None:
             table = table_of_written(log.contents, log.pages.seed)
-            if table is not None:
+            if table is not None and isinstance(self.directory, Path):
                 keep(self.directory, table, log.identity())
 
     def end_writing(self) -> None:
@@ -133,7 +136,11 @@ class Checkpoint:
             self._base = None
 
     def _go_on(self, opened: Opened, lanes: Lanes) -> Log:
-        files = open_shards([file.path for file in opened.files], writable=True)
+        files = open_shards(
+            [file.path for file in opened.files],
+            writable=True,
+            buffer_bytes=lanes.upload_bytes,
+        )
         try:
             files[0].lock()
             for file, *lengths in zip(
@@ -144,8 +151,12 @@ class Checkpoint:
                     raise StoreBusy(
                         f"{self.directory}: changed by another server since it was read"
                     )
-            for ends in (opened.footers, opened.ends):
-                on_each(lambda each: cut(*each), list(zip(files, ends, strict=True)))
+            if files[0].atomic:  # the first of them says what all others have
+                cut(files[0], opened.ends[0])
+                on_each(lambda each: cut(*each), list(zip(files, opened.ends, strict=True))[1:])
+            else:
+                for ends in (opened.footers, opened.ends):
+                    on_each(lambda each: cut(*each), list(zip(files, ends, strict=True)))
         except BaseException:
             for file in files:
                 file.close()

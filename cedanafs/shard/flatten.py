@@ -12,8 +12,9 @@ from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.contents import Image
 from cedanafs.shard.extents import Frame
 from cedanafs.shard.lanes import Lanes
+from cedanafs.shard.place import Place
 from cedanafs.shard.reader import load_frame
-from cedanafs.shard.store import Place, require_shards
+from cedanafs.shard.store import require_shards
 
 _PIECE_BYTES: Final = 1 << 20
 _BUDGET_BYTES: Final = 32 << 20

@@ -81,13 +81,17 @@ class _Lane(Workers):
 class Lanes:
     """*count* threads, and *budget_bytes* of written data that may be on its way to disk.
 
+    Behind that *upload_bytes* of compressed data may be on their way to an object store, for each
+    checkpoint that is written.
+
     Use as a context manager: leaving it does what is queued and ends the threads, or gives up
     on them when they were `abandoned`, as the store hangs. `on_progress` is called, on any
     thread, whenever a job is done and bytes are given back.
     """
 
-    def __init__(self, count: int, *, budget_bytes: int) -> None:
+    def __init__(self, count: int, *, budget_bytes: int, upload_bytes: int = 0) -> None:
         self.budget_bytes = budget_bytes
+        self.upload_bytes = upload_bytes
         self.landed_bytes = 0
         self.on_progress: Callable[[], None] = lambda: None
         self.abandoned = False

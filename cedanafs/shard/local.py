@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from cedanafs.errors import CorruptShard, StoreBusy, StoreError
+from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import Bytes
-from cedanafs.shard.filesystems import SCRATCH_MARGIN, filesystem_of, room_in, scratch_of
 
 MAX_OFFSET: Final = 1 << 62
 """No file reaches it, and not every number of a shard can be an offset for the kernel."""
@@ -41,10 +41,9 @@ class LocalShard:
 
     atomic: Final = False
 
-    def __init__(self, path: Path, fd: int, *, writable: bool) -> None:
+    def __init__(self, path: Path, fd: int) -> None:
         self.path = path
         self._fd = fd
-        self._scratch = scratch_of(filesystem_of(path)) if writable else None
         self._begun = 0  # before it the disk was told to begin
 
     @classmethod
@@ -52,7 +51,7 @@ class LocalShard:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         with _store_errors("create", path):
             try:
-                return cls(path, os.open(path, flags, 0o600), writable=True)
+                return cls(path, os.open(path, flags, 0o600))
             except FileExistsError:
                 raise
             except OSError:  # a network filesystem may fail behind it: then it is there
@@ -69,7 +68,7 @@ class LocalShard:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise CorruptShard(f"{path} is not a regular file")
-        return cls(path, fd, writable=writable)
+        return cls(path, fd)
 
     @property
     def name(self) -> str:
@@ -113,7 +112,6 @@ class LocalShard:
     def write_at(self, offset: int, buffers: Sequence[Bytes]) -> None:
         """All of *buffers* one after the other from *offset*, short writes continued."""
         with _store_errors("write", self.path):
-            self._require_room(sum(map(len, buffers)))
             left = [memoryview(b) for b in buffers]
             while left:
                 done = os.pwritev(self._fd, left, offset)
@@ -125,15 +123,6 @@ class LocalShard:
                 if done:
                     left[0] = left[0][done:]
         self._write_behind(offset)
-
-    def _require_room(self, length: int) -> None:
-        """Where s3fs keeps what is written: full, it would hang for ever. Raises: StoreError."""
-        if self._scratch is not None and room_in(self._scratch) < length + SCRATCH_MARGIN:
-            raise StoreError(
-                f"cannot write {self.path}: {self._scratch} is full, where s3fs keeps what it has "
-                "not uploaded: mount it with -o tmpdir=DIRECTORY on a larger disk",
-                os_errno=errno.ENOSPC,
-            )
 
     def _write_behind(self, end: int) -> None:
         """Waits for nothing; what the disk fails at then, `sync` reports."""
@@ -172,6 +161,21 @@ class LocalDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def check(self, *, writable: bool) -> None:
+        """Raises: StoreError when it is no store that can be read, or written if *writable*."""
+        if not self.path.is_dir():
+            raise StoreError(f"store {self.path} is not a directory")
+        wanted = os.R_OK | os.X_OK | (os.W_OK if writable else 0)
+        read_only = os.statvfs(self.path).f_flag & os.ST_RDONLY
+        if not os.access(self.path, wanted) or (read_only and writable):
+            what = "write" if writable else "read"
+            raise StoreError(
+                f"store {self.path}: no permission to {what}; --read-only mounts it to read"
+            )
+
+    def space(self) -> os.statvfs_result:
+        return os.statvfs(self.path)
+
     def exists(self) -> bool:
         return self.path.is_dir()
 
@@ -207,11 +211,44 @@ class LocalDirectory:
         os.rename(self.path, new)
         LocalDirectory(new.parent).sync()
 
-    def create_shard(self, name: str) -> LocalShard:
-        return LocalShard.create(self.path / name)
+    def create_shards(self, names: Sequence[str], buffer_bytes: int) -> list[LocalShard]:
+        """New, empty shards, and their names durable. All of them or none."""
+        made: list[LocalShard] = []
 
-    def open_shard(self, name: str, *, writable: bool = False) -> LocalShard:
-        return LocalShard.open(self.path / name, writable=writable)
+        def create(name: str) -> LocalShard:
+            shard = LocalShard.create(self.path / name)
+            made.append(shard)
+            return shard
+
+        try:
+            created = on_each(create, names)
+            self.sync()
+        except BaseException:
+            for shard in made:
+                with contextlib.suppress(StoreError):
+                    shard.close()
+                with contextlib.suppress(OSError):
+                    shard.path.unlink()
+            raise
+        return created
+
+    def open_shards(
+        self, names: Sequence[str], *, writable: bool = False, buffer_bytes: int = 0
+    ) -> list[LocalShard]:
+        """The shards. Raises: CorruptShard when one is no regular file."""
+        made: list[LocalShard] = []
+
+        def open_one(name: str) -> LocalShard:
+            shard = LocalShard.open(self.path / name, writable=writable)
+            made.append(shard)
+            return shard
+
+        try:
+            return on_each(open_one, names)
+        except BaseException:
+            for shard in made:
+                shard.close()
+            raise
 
     def remove_files(self, names: Sequence[str]) -> None:
         """Remove the files *names*; those that are not there are no error."""
@@ -244,6 +281,10 @@ class LocalDirectory:
             yield
         finally:
             os.close(fd)
+
+    def lock_path(self) -> Path:
+        """What is locked for that."""
+        return self.path
 
 
 def _flock(fd: int, path: Path, why: str, kind: int = fcntl.LOCK_EX) -> None:

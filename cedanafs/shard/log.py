@@ -388,7 +388,10 @@ class Log:
             self._seq, ends = self._sealed_from
             self._sealed_from = None
             self._commit -= 1
-            gone = [self._lanes.submit(a.k, a.cut_footer) for a in self._appenders]
+            gone = [
+                self._lanes.submit(a.k, partial(a.cut_footer, end))
+                for a, end in zip(self._appenders, ends, strict=True)
+            ]
             for appender, end in zip(self._appenders, ends, strict=True):
                 self._lanes.land(appender.k, 0, partial(self._cut, appender, end, gone))
 
@@ -469,18 +472,27 @@ class Log:
         )
         # A footer vouches for all that precedes it, and a disk need not write in order.
         self._on_each(lambda appender: appender.append_index(units[appender.k][:-1]))
-        self._on_each(lambda appender: appender.append_footer(units[appender.k][-1]))
+        last = 1 if self._appenders[0].file.atomic else 0  # of the first it says that all have it
+        for appenders in filter(None, (self._appenders[last:], self._appenders[:last])):
+            self._on_each(lambda a: a.append_footer(units[a.k][-1]), appenders)
         self._seq = next_seq
         self._commit += 1
 
-    def _on_each(self, job: Callable[[Appender], None], *, even_if_failed: bool = False) -> None:
+    def _on_each(
+        self,
+        job: Callable[[Appender], None],
+        appenders: Sequence[Appender] | None = None,
+        *,
+        even_if_failed: bool = False,
+    ) -> None:
         """Run *job* for every shard on its lane, all at once, and wait for the last."""
 
         def run(appender: Appender) -> None:
             if self.failure is None or even_if_failed:
                 job(appender)
 
-        futures = [self._lanes.submit(a.k, partial(run, a)) for a in self._appenders]
+        chosen = self._appenders if appenders is None else appenders
+        futures = [self._lanes.submit(a.k, partial(run, a)) for a in chosen]
         for future in futures:
             try:
                 future.result()

@@ -29,6 +29,7 @@ from cedanafs.shard.commit import Base, Footer, Index, digest_of
 from cedanafs.shard.contents import Contents
 from cedanafs.shard.extents import Frame
 from cedanafs.shard.format import MAX_COMMIT_LEN, MAX_INDEX_LEN, Carrier
+from cedanafs.shard.place import ObjectPath, Place
 from cedanafs.shard.replay import frames_of, replayed
 from cedanafs.shard.scan import (
     Commit,
@@ -39,7 +40,7 @@ from cedanafs.shard.scan import (
     is_torn,
     scan,
 )
-from cedanafs.shard.store import Place, ShardFile, open_shards, require_shards
+from cedanafs.shard.store import ShardFile, open_shards, require_shards
 
 _ATTEMPTS: Final = 5
 
@@ -212,6 +213,8 @@ def opened_at(
 
 def _open_base(directory: Place, said: Base, users: tuple[UUID, ...]) -> Opened:
     path = directory.resolve().parent / said.name
+    if isinstance(path, ObjectPath):
+        raise BaseUnusable(f"{directory} needs its base {said.name}: not read from object stores")
     if said.checkpoint in users or len(users) > MAX_CHAIN or path.is_symlink():
         raise BaseUnusable(f"{directory}: {path} cannot be its base: a circle, or a way too long")
     try:

@@ -24,7 +24,9 @@ from cedanafs.shard.codec import Codec
 from cedanafs.shard.contents import is_image_name, is_link_target
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
-from cedanafs.shard.store import Place, directory_at, is_shard_name, remove_shards
+from cedanafs.shard.place import Place
+from cedanafs.shard.segments import is_shard_name
+from cedanafs.shard.store import directory_at, remove_shards
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -36,6 +38,7 @@ def pack(
     shards: int,
     codec: Codec,
     budget_bytes: int,
+    upload_bytes: int = 0,
     progress: Progress = lambda _: None,
 ) -> int:
     """Write the images in *source* into *directory*, a new checkpoint; returns how many.
@@ -49,7 +52,7 @@ def pack(
     names = _names(source)
     made = _make(directory)
     try:
-        with Lanes(shards, budget_bytes=budget_bytes) as lanes:
+        with Lanes(shards, budget_bytes=budget_bytes, upload_bytes=upload_bytes) as lanes:
             checkpoint = Checkpoint(directory)
             try:
                 log = checkpoint.begin_writing(lanes, shards=shards, codec=codec)

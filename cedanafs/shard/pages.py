@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice, repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import xxhash
@@ -29,8 +30,6 @@ from cedanafs.shard.reader import load_frame
 from cedanafs.shard.store import PAGES_NAME
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cedanafs.shard.contents import Contents
     from cedanafs.shard.opening import Opened
 
@@ -225,6 +224,7 @@ def table_of(opened: Opened) -> PageTable:
     if table is None:
         logger.info("%s: computing the hashes of its pages", opened.directory)
         table = _computed(opened, int.from_bytes(os.urandom(8), "little"))
+        assert isinstance(opened.directory, Path)  # there are no bases elsewhere
         keep(opened.directory, table, _identity(opened))
     return table
 
@@ -260,6 +260,7 @@ def _counts(contents: Contents) -> dict[str, int]:
 def _kept(opened: Opened) -> PageTable | None:
     counts = _counts(opened.contents)
     most = HASH_LEN * sum(counts.values()) + (4 << 20)
+    assert isinstance(opened.directory, Path)
     try:
         fd = os.open(
             opened.directory / PAGES_NAME,

@@ -19,6 +19,7 @@ from cedanafs.errors import (
     CheckpointIncomplete,
     CorruptShard,
     StoreBusy,
+    UsageError,
 )
 from cedanafs.shard.appender import cut
 from cedanafs.shard.audit import Audit, audit, extract_images, verify
@@ -30,15 +31,15 @@ from cedanafs.shard.extents import Frame
 from cedanafs.shard.format import Carrier, Header, Kind
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.opening import Opened, open_checkpoint, opened_at
+from cedanafs.shard.place import ObjectPath, Place
 from cedanafs.shard.reader import load_frame
 from cedanafs.shard.records import Marker, parse
 from cedanafs.shard.scan import Commit, headers
+from cedanafs.shard.segments import is_shard_name
 from cedanafs.shard.store import (
-    Place,
     ShardFile,
     directory_at,
-    is_shard_name,
-    open_shard,
+    open_shards,
     require_shards,
 )
 
@@ -140,6 +141,11 @@ def bring_back(directory: Place, way: Way) -> Audit:
 
     Raises: StoreBusy when somebody writes there, StoreError, CheckpointError.
     """
+    if isinstance(directory, ObjectPath):
+        raise UsageError(
+            f"{directory}: objects cannot be mended in place; repair --into DIRECTORY writes what "
+            "is whole"
+        )
     shards = _look(require_shards(directory), writable=True)
     try:
         shards.files[0].lock()
@@ -212,8 +218,7 @@ def salvage(directory: Place, target: Path) -> tuple[int, list[str]]:
 def _look(paths: Sequence[Place], *, writable: bool = False) -> _Shards:
     files: list[ShardFile] = []
     try:
-        for path in paths:
-            files.append(open_shard(path, writable=writable))
+        files = open_shards(paths, writable=writable)
         codec = codec_of(EXTENSIONS[paths[0].suffix])
         return _Shards(paths[0].parent, files, Carrier(codec))
     except BaseException:

@@ -6,26 +6,23 @@ Any thread may read; one thread at a time appends to a shard.
 
 from __future__ import annotations
 
-import contextlib
-import re
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 from cedanafs.errors import CheckpointIncomplete, CheckpointMissing, MixedShards, StoreError
 from cedanafs.shard.at_once import on_each
-from cedanafs.shard.codec import EXTENSIONS, Bytes, Codec
+from cedanafs.shard.codec import Bytes, Codec
 from cedanafs.shard.format import MAX_SHARDS
 from cedanafs.shard.local import LocalDirectory
-
-Place: TypeAlias = Path
-"""Where a directory or a file of a store is."""
+from cedanafs.shard.place import Place
+from cedanafs.shard.segments import SHARD_NAME, is_shard_name, segment_of
 
 PAGES_NAME: Final = ".cedanafs-pages"
 """What may lie beside the shards and can be made again, see `pages`."""
-
-_SHARD_NAME: Final = re.compile(r"img-(0|[1-9][0-9]{0,2})(\.[a-z0-9]+)?")
 
 
 class ShardFile(Protocol):
@@ -76,6 +73,12 @@ class ShardFile(Protocol):
 class StoreDirectory(Protocol):
     """A directory of a store. Failures come as StoreError, but for those that say OSError."""
 
+    def check(self, *, writable: bool) -> None:
+        """Raises: StoreError when it is no store that can be read, or written if *writable*."""
+
+    def space(self) -> os.statvfs_result:
+        """How much room there is, as the filesystem says. Raises: OSError."""
+
     def exists(self) -> bool: ...
 
     def entries(self) -> tuple[list[str], list[str]]:
@@ -90,12 +93,19 @@ class StoreDirectory(Protocol):
     def remove(self) -> None:
         """Remove it, which is empty. Raises: OSError."""
 
-    def rename(self, new: Path) -> None:
-        """Give it the path *new*, durably. Raises: OSError."""
+    def rename(self, new: Any) -> None:
+        """Move it to the place *new*, of its own kind, durably. Raises: OSError."""
 
-    def create_shard(self, name: str) -> ShardFile: ...
+    def create_shards(self, names: Sequence[str], buffer_bytes: int) -> Sequence[ShardFile]:
+        """New, empty shards, and their names durable. All of them or none.
 
-    def open_shard(self, name: str, *, writable: bool = False) -> ShardFile: ...
+        What they hold back in memory, if they do, takes no more than *buffer_bytes*.
+        """
+
+    def open_shards(
+        self, names: Sequence[str], *, writable: bool = False, buffer_bytes: int = 0
+    ) -> Sequence[ShardFile]:
+        """Shards, the checkpoint's first one first. Raises: CheckpointError when one is no file."""
 
     def remove_files(self, names: Sequence[str]) -> None:
         """Remove the files *names*; those that are not there are no error."""
@@ -109,58 +119,39 @@ class StoreDirectory(Protocol):
         Raises: StoreBusy with *why* when another holds it.
         """
 
+    def lock_path(self) -> Path:
+        """What is locked for that; it may be gone when nobody holds it."""
+
 
 def directory_at(place: Place) -> StoreDirectory:
-    """The directory at *place*, whether it is there or not."""
-    return LocalDirectory(place)
+    """The directory at *place*, whether it is there or not. Raises: StoreError."""
+    if isinstance(place, Path):
+        return LocalDirectory(place)
+    try:
+        from cedanafs.shard.objects import ObjectDirectory  # takes its time to import
+    except ImportError as exc:
+        raise StoreError(
+            f"{place}: for object stores more is needed: pip install 'cedanafs[objects]' ({exc})",
+            os_errno=errno.ENOPKG,
+        ) from exc
+    return ObjectDirectory(place)
 
 
-def open_shard(path: Place, *, writable: bool = False) -> ShardFile:
-    """The shard file at *path*. Raises: StoreError, CorruptShard when it is no regular file."""
-    return directory_at(path.parent).open_shard(path.name, writable=writable)
+def open_shards(
+    paths: Sequence[Place], *, writable: bool = False, buffer_bytes: int = 0
+) -> list[ShardFile]:
+    """The shards at *paths*, all in one directory. Raises: StoreError, CheckpointError."""
+    names = [path.name for path in paths]
+    place = directory_at(paths[0].parent)
+    return list(place.open_shards(names, writable=writable, buffer_bytes=buffer_bytes))
 
 
-def is_shard_name(name: str) -> bool:
-    """Whether *name* is what a shard file is called: `img-3`, `img-3.zst`, …"""
-    match = _SHARD_NAME.fullmatch(name)
-    return match is not None and (match[2] or "") in EXTENSIONS
-
-
-def create_shards(directory: Place, count: int, codec: Codec) -> list[ShardFile]:
+def create_shards(
+    directory: Place, count: int, codec: Codec, buffer_bytes: int = 0
+) -> list[ShardFile]:
     """N new, empty shards, and their names durable in *directory*. All of them or none."""
-    place = directory_at(directory)
-    made: dict[int, ShardFile] = {}
-
-    def create(k: int) -> None:
-        made[k] = place.create_shard(f"img-{k}{codec.extension}")
-
-    try:
-        on_each(create, range(count))
-        place.sync()
-    except BaseException:
-        for shard in made.values():
-            with contextlib.suppress(StoreError):
-                shard.close()
-        with contextlib.suppress(StoreError):
-            place.remove_files([shard.name for shard in made.values()])
-        raise
-    return [made[k] for k in range(count)]
-
-
-def open_shards(paths: Sequence[Place], *, writable: bool = False) -> list[ShardFile]:
-    """The shard files at *paths*, all of them or none."""
-    opened: dict[Place, ShardFile] = {}
-
-    def open_one(path: Place) -> None:
-        opened[path] = open_shard(path, writable=writable)
-
-    try:
-        on_each(open_one, paths)
-    except BaseException:
-        for shard in opened.values():
-            shard.close()
-        raise
-    return [opened[path] for path in paths]
+    names = [f"img-{k}{codec.extension}" for k in range(count)]
+    return list(directory_at(directory).create_shards(names, buffer_bytes))
 
 
 def shard_paths(directory: Place) -> list[Place]:
@@ -171,8 +162,14 @@ def shard_paths(directory: Place) -> list[Place]:
     """
     found: dict[int, list[Place]] = {}
     _, names = directory_at(directory).entries()
+    if segments := [name for name in names if segment_of(name)[1]]:
+        shard = segment_of(segments[0])[0]
+        raise MixedShards(
+            f"{directory}: {segments[0]} is a segment of an object store's: append it, and those "
+            f"behind it, to {shard}, the others' to theirs, and remove them"
+        )
     for name in filter(is_shard_name, names):
-        k = int(_SHARD_NAME.fullmatch(name)[1])  # type: ignore[index]
+        k = int(SHARD_NAME.fullmatch(name)[1])  # type: ignore[index]
         found.setdefault(k, []).append(directory / name)
     if not found:
         return []
@@ -215,13 +212,10 @@ def sync_shards(directory: Place) -> None:
     """Make every shard file of *directory*, as it is, and their names durable."""
     place = directory_at(directory)
     _, names = place.entries()
-
-    def sync(name: str) -> None:
-        file = place.open_shard(name)
-        try:
-            file.sync()
-        finally:
+    files = place.open_shards(list(filter(is_shard_name, names)))
+    try:
+        on_each(lambda file: file.sync(), files)
+    finally:
+        for file in files:
             file.close()
-
-    on_each(sync, list(filter(is_shard_name, names)))
     place.sync()
