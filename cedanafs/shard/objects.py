@@ -28,7 +28,8 @@ from cedanafs.shard.segments import MAX_SEGMENTS, is_shard_name, segment_name, s
 from cedanafs.shard.upload import Upload
 
 _TAIL_BYTES: Final = 64 << 10
-_MOST_AT_ONCE: Final = 8
+_AT_ONCE: Final = 3
+"""Parts of one upload that are on their way; another is being filled."""
 
 
 class ObjectShard:
@@ -48,7 +49,8 @@ class ObjectShard:
         self._bucket = bucket_at(path)
         self._segments = list(segments)
         self._torn = list(torn)
-        self._parts_at_once = min(max(buffer_bytes // MIN_PART_BYTES - 1, 1), _MOST_AT_ONCE)
+        self._part_bytes = max(buffer_bytes // (_AT_ONCE + 1), MIN_PART_BYTES)
+        self._at_once = max(min(buffer_bytes // self._part_bytes - 1, _AT_ONCE), 1)
         self._begun: list[bytes] = []  # as long as it may be no more than one part
         self._begun_bytes = 0
         self._tail = b""
@@ -102,17 +104,25 @@ class ObjectShard:
             self._remove(self._torn)
         piece = b"".join(buffers)
         self._begun_bytes += len(piece)
-        if self._begun_bytes > MAX_PARTS * MIN_PART_BYTES:
+        if self._begun_bytes > MAX_PARTS * self._part_bytes:
             raise StoreError(
-                f"{self.path}: more than {MAX_PARTS} parts in one upload: use more shards",
+                f"{self.path}: more than {MAX_PARTS} parts in one upload: "
+                "use more shards, or a larger --memory-limit",
                 os_errno=errno.EFBIG,
             )
         if self._upload is None:
             self._begun.append(piece)
-            if self._begun_bytes <= MIN_PART_BYTES:
+            if self._begun_bytes <= self._part_bytes:
                 return
-            send = partial(self._bucket.create_of, self._next_key(), at_once=self._parts_at_once)
-            self._upload = Upload(lambda parts: send(parts=parts), name=f"upload-{self.name}")
+            self._upload = Upload(
+                partial(
+                    self._bucket.create_of,
+                    self._next_key(),
+                    part_bytes=self._part_bytes,
+                    at_once=self._at_once,
+                ),
+                name=f"upload-{self.name}",
+            )
             begun, self._begun = self._begun, []
         else:
             begun = [piece]
@@ -293,9 +303,17 @@ class ObjectDirectory:
         return shards
 
     def remove_files(self, names: Sequence[str]) -> None:
-        """Remove the files *names*, a shard's segments with it, the first shard's first."""
+        """Remove the files *names*, a shard's segments with it, the first shard's first.
+
+        With them goes what a first commit that was cut short has left.
+        """
         _, objects = self._bucket.listing(self.path.key)
-        doomed = [each for each in objects if _shard_of(each) in names]
+        shown = _names(objects)
+        doomed = [
+            each
+            for each in objects
+            if _shard_of(each) in names or _shard_of(each) not in shown  # or it is of no commit
+        ]
         doomed.sort(key=lambda each: not _is_first(_shard_of(each)))
         self._bucket.delete([each.key for each in doomed[:1]])
         self._bucket.delete([each.key for each in doomed[1:]])

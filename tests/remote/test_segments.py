@@ -27,6 +27,7 @@ from cedanafs.look import list_store
 from cedanafs.shard import leftovers
 from cedanafs.shard.audit import verify
 from cedanafs.shard.bases import remove
+from cedanafs.shard.chain import chain
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.place import ObjectPath, place_of
@@ -241,8 +242,8 @@ def test_a_completion_whose_answer_is_lost_is_a_commit(
 
     send = Connection.create_of
 
-    def send_and_lose(self: Connection, key: str, parts: Any, at_once: int) -> None:
-        send(self, key, parts, at_once)
+    def send_and_lose(self: Connection, key: str, pieces: Any, **how: int) -> None:
+        send(self, key, pieces, **how)
         raise OSError("connection reset")
 
     monkeypatch.setattr(Connection, "create_of", send_and_lose)
@@ -283,6 +284,30 @@ def test_a_store_that_fails_for_good_fails_the_commit_in_time(
         proxy.heal()
     assert moto_bucket.unfinished_uploads() == []
     assert not any("img-0" in key for key in moto_bucket.sizes())
+
+
+def test_a_store_that_knows_no_conditions_is_asked_before(
+    objects: ObjectPath, moto_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    make_checkpoint(objects, {"a": b"a"}, seal=False)
+    assert read_checkpoint(objects) == {"a": b"a"}
+    with writing(objects) as writer:
+        writer.create("b", b"b")
+        put(moto_bucket, f"{objects.key}/img-0.zst.00001", b"another's")
+        with pytest.raises(StoreBusy, match="another server is writing"):
+            writer.commit()
+
+
+def test_a_chain_of_checkpoints_is_found(objects: ObjectPath) -> None:
+    make_checkpoint(objects.parent / "1", {"a": b"a"})
+    with writing(objects.parent / "2") as writer:
+        writer.log.symlink("parent", "../1", uid=0, gid=0)
+        writer.commit()
+    assert chain(objects.parent / "2") == [objects.parent / "2", objects.parent / "1"]
+    remove(objects.parent / "1", even_if_used=False)
+    with pytest.raises(CheckpointMissing, match=r"its parent \.\./1 is missing"):
+        chain(objects.parent / "2")
 
 
 def test_prune_finds_what_crashes_have_left(objects: ObjectPath, moto_bucket: Bucket) -> None:
