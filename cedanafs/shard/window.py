@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 SLOW_S: Final = 0.005
-"""A read that takes longer came from no local store: a thread waits as long for the interpreter."""
+"""A read that takes longer may come from afar."""
+
+CONVINCED: Final = 8
+"""Or else the machine is busy: then one of so many in a row takes less."""
 
 QUEUED: Final = 3
 """A read that took so many times what such a read can take has waited for others."""
@@ -24,6 +27,7 @@ class Window:
     def __init__(self, least: int) -> None:
         self.least = least
         self.reads = least
+        self._long_in_a_row = 0
         self._quickest: dict[int, float] = {}
 
     @property
@@ -33,10 +37,14 @@ class Window:
 
     def note(self, length: int, took_s: float, *, full: bool) -> None:
         """A read of *length* bytes *took_s*; *full*: as many as may be were under way."""
-        if took_s > SLOW_S:
-            alike = length.bit_length()
-            quickest = self._quickest[alike] = min(took_s, self._quickest.get(alike, took_s))
-            if took_s < QUEUED * quickest:
-                self.reads = min(self.reads + full, max(MAX_READS, self.least))
-                return
-        self.reads = max(self.reads - 1, self.least)
+        if took_s <= SLOW_S:
+            self._long_in_a_row = 0
+            self.reads = max(self.reads // 2, self.least)
+            return
+        self._long_in_a_row += 1
+        alike = length.bit_length()
+        quickest = self._quickest[alike] = min(took_s, self._quickest.get(alike, took_s))
+        if took_s >= QUEUED * quickest:
+            self.reads = max(self.reads - 1, self.least)
+        elif full and self._long_in_a_row >= CONVINCED:
+            self.reads = min(self.reads + 1, max(MAX_READS, self.least))
