@@ -44,6 +44,7 @@ class Defaults:
     compression: str = DEFAULT_COMPRESSION
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     store_timeout: float = DEFAULT_STORE_TIMEOUT_S
+    spill: Path | None = None
     leave_running: bool = False
     criu_binary: str | None = None
 
@@ -57,6 +58,7 @@ class Defaults:
             codec=codec_of(self.compression),
             memory_limit=self.memory_limit,
             store_timeout_s=self.store_timeout,
+            spill=self.spill,
             **more,
         )
 
@@ -68,9 +70,10 @@ class MountSettings:
     `memory_limit` in bytes is for written data on its way to disk and read data kept together.
     `quiet_s` is how long after its last writer closed a checkpoint commits itself; None: never.
     `store_timeout_s` is how long the store may do nothing at all before those who wait for it
-    get an error; 0: for ever. New checkpoints refer to the one called `base` beside them, if it is
-    there; with `page_hashes` they keep what makes them a base at once. With `durable` a dump's
-    last writes wait until all is durable.
+    get an error; 0: for ever. What it has not taken when memory is full goes to files in the
+    directory `spill`, if there is one, and writers wait when that is full, too. New checkpoints
+    refer to the one called `base` beside them, if it is there; with `page_hashes` they keep what
+    makes them a base at once. With `durable` a dump's last writes wait until all is durable.
     `root_mode` are the permissions of the mount's root, which are not kept in the store.
     """
 
@@ -82,6 +85,7 @@ class MountSettings:
     allow_other: bool = False
     quiet_s: float | None = QUIET_S
     store_timeout_s: float = DEFAULT_STORE_TIMEOUT_S
+    spill: Path | None = None
     durable: bool = False
     base: str | None = None
     page_hashes: bool = False
@@ -151,6 +155,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Callable[[Any], object]]]] = {
     ("checkpoint", "compression"): ("compression", lambda value: str(codec_of(str(value)))),
     ("checkpoint", "memorylimit"): ("memory_limit", lambda value: size_of(str(value))),
     ("checkpoint", "storetimeout"): ("store_timeout", float),
+    ("checkpoint", "spill"): ("spill", lambda value: Path(str(value))),
     ("criu", "binarypath"): ("criu_binary", str),
     ("criu", "leaverunning"): ("leave_running", _flag),
 }

@@ -18,6 +18,7 @@ from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.place import Place
 from cedanafs.shard.reader import load_frame
 from cedanafs.shard.scan import Commit, scan
+from cedanafs.shard.spill import Spill
 from cedanafs.shard.store import ShardFile, open_shards, shard_paths
 
 STOCK_TOOLS = {
@@ -64,6 +65,7 @@ def writing(
     codec: str | Codec = "zstd",
     budget_bytes: int = 64 << 20,
     base: str | None = None,
+    spill: Spill | None = None,
 ) -> Iterator[Writer]:
     """Open the checkpoint in *directory*, a new one where there is none. Commits nothing itself.
 
@@ -72,7 +74,7 @@ def writing(
     if isinstance(directory, Path):
         directory.mkdir(exist_ok=True)
     chosen = codec_of(codec) if isinstance(codec, str) else codec
-    with Lanes(shards, budget_bytes=budget_bytes, upload_bytes=64 << 20) as lanes:
+    with Lanes(shards, budget_bytes=budget_bytes, upload_bytes=64 << 20, spill=spill) as lanes:
         checkpoint = Checkpoint.load(directory)
         try:
             log = checkpoint.begin_writing(lanes, shards=shards, codec=chosen, base=base)

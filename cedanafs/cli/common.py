@@ -103,8 +103,12 @@ def store_timeout_option(command: F) -> F:
 
 
 def stream_options(command: F) -> F:
-    """--stream, --compression, --memory-limit, --store-timeout; None where not given."""
-    return shard_options(store_timeout_option(command))
+    """--stream, --compression, --memory-limit, --spill, --store-timeout; None where not given."""
+    spill_option = click.option(
+        "--spill", type=PathArgument, metavar="DIR",
+        help="Where data goes that a slow store has not taken when the memory is full.",
+    )  # fmt: skip
+    return shard_options(spill_option(store_timeout_option(command)))
 
 
 def base_options(command: F) -> F:

@@ -85,6 +85,7 @@ def dump_options(name: str) -> Callable[[F], Callable[..., None]]:
             compression: str | None,
             memory_limit: int | None,
             store_timeout: float | None,
+            spill: Path | None,
             leave_running: bool | None,
             criu_binary: str | None,
             **others: Any,
@@ -95,6 +96,7 @@ def dump_options(name: str) -> Callable[[F], Callable[..., None]]:
                 compression=compression,
                 memory_limit=memory_limit,
                 store_timeout=store_timeout,
+                spill=spill,
                 leave_running=leave_running,
                 criu_binary=criu_binary,
             )

@@ -48,6 +48,7 @@ def mount(
     compression: str | None,
     memory_limit: int | None,
     store_timeout: float | None,
+    spill: Path | None,
     base: str | None,
     page_hashes: bool,
     durable: bool,
@@ -66,6 +67,7 @@ def mount(
         compression=compression,
         memory_limit=memory_limit,
         store_timeout=store_timeout,
+        spill=spill,
     )
     settings = defaults.mount_settings(
         store.resolve(),
@@ -111,11 +113,13 @@ def _serve_in_background(
     settings: MountSettings, mountpoint: Path, log_file: Path, verbose: int
 ) -> None:
     read_end, write_end = os.pipe()
+    paths = {"--spill": settings.spill}
     command = [
         sys.executable, "-m", "cedanafs", *["-v"] * verbose, "mount", "--foreground",
         f"--ready-fd={write_end}", f"--log-file={log_file}",
         f"--stream={settings.shards}", f"--compression={settings.codec}",
         f"--memory-limit={settings.memory_limit}", f"--store-timeout={settings.store_timeout_s}",
+        *(f"{flag}={path.absolute()}" for flag, path in paths.items() if path is not None),
         *([f"--base={settings.base}"] if settings.base is not None else []),
         *(["--page-hashes"] if settings.page_hashes else []),
         *(["--durable"] if settings.durable else []),

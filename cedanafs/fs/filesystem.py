@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import trio
@@ -27,6 +27,7 @@ from cedanafs.shard.contents import MAX_FILE_LEN, MAX_IMAGES, Contents, Image, i
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
+from cedanafs.shard.spill import Spill
 from cedanafs.shard.store import directory_at
 
 
@@ -314,7 +315,7 @@ class Filesystem:
     def statistics(self) -> Statistics:
         """Figures since the mount began."""
         return Statistics(
-            written_bytes=self._lanes.landed_bytes + self._lanes.in_use_bytes,
+            written_bytes=self._lanes.written_bytes,
             landed_bytes=self._lanes.landed_bytes,
             read_bytes=self._reader.read_bytes,
         )
@@ -385,13 +386,19 @@ async def open_filesystem(settings: MountSettings) -> AsyncIterator[Filesystem]:
 
     Raises on leaving: the first failure to make something durable.
     """
+    spilling = nullcontext() if settings.spill is None else Spill(settings.spill)
     with (
+        spilling as spill,
         Lanes(
             settings.shards,
             budget_bytes=settings.write_budget,
             upload_bytes=settings.upload_bytes,
+            spill=spill,
         ) as lanes,
-        Reader(threads=max(2, settings.shards), cache_bytes=settings.cache_bytes) as reader,
+        Reader(
+            threads=max(2, settings.shards),
+            cache_bytes=settings.cache_bytes,
+        ) as reader,
     ):
         failures: list[CedanaFsError] = []
         async with trio.open_nursery() as nursery:

@@ -19,9 +19,10 @@ import trio
 
 from cedanafs.errors import CedanaFsError, StoreError
 from cedanafs.fs.namespace import Directory
-from cedanafs.shard.lanes import ABANDON_S, Lanes
+from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
+from cedanafs.shard.workers import ABANDON_S
 
 T = TypeVar("T")
 

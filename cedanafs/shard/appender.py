@@ -44,21 +44,24 @@ class Appender:
         self._carrier = carrier
         self._checkpoint = checkpoint
 
-    def land(self, frame: Frame, pieces: Sequence[Bytes], seq: int) -> None:
-        """Compress the records in *pieces*, append them as a frame behind its header."""
+    def pack(self, frame: Frame, pieces: Sequence[Bytes], seq: int) -> list[Bytes]:
+        """The records in *pieces*, compressed, behind the frame's header: as they are stored."""
         stored = self._carrier.codec.compress(_gathered(pieces))
-        stored_len = sum(map(len, stored))
-        digest = checksum(*stored)
-        header = Header(Kind.DATA, self.k, stored_len, frame.raw_len, digest, self._checkpoint)
-        unit = self._carrier.hide(header.encode(), seq)
-        self.file.write_at(self.end, [unit, *stored])
-        frame.offset = self.end + len(unit)
-        frame.stored_len = stored_len
-        frame.checksum = digest
+        frame.stored_len = sum(map(len, stored))
+        frame.checksum = checksum(*stored)
+        header = Header(
+            Kind.DATA, self.k, frame.stored_len, frame.raw_len, frame.checksum, self._checkpoint
+        )
+        return [self._carrier.hide(header.encode(), seq), *stored]
+
+    def append(self, frame: Frame, packed: Sequence[Bytes]) -> None:
+        """Append what `pack` has made of *frame*."""
+        self.file.write_at(self.end, packed)
+        self.end += sum(map(len, packed))
+        frame.offset = self.end - frame.stored_len
         frame.landed = not self.file.atomic
         if not frame.landed:
             self._held_back.append(frame)
-        self.end = frame.offset + stored_len
 
     def append_index(self, units: Sequence[bytes]) -> None:
         """Append a commit's units but the footer; make them and all before them durable.

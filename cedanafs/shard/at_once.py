@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final, TypeVar
 
-from cedanafs.shard.lanes import Workers, settle
+from cedanafs.shard.workers import Workers, settle
 
 S = TypeVar("S")
 T = TypeVar("T")

@@ -4,100 +4,72 @@ One lane is one thread with one queue. A checkpoint's shard k always uses lane k
 number), so what is queued for a shard is done in order without a lock, by whichever number of
 checkpoints share the lanes. Nothing here waits for the caller, and nothing of the caller's waits
 here: who finds no room is told by `on_progress` when to try again.
+
+With a spill a lane has two threads, one behind the other: the first compresses, the second
+appends, and what waits between them takes half of the memory at most, and then the spill's.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Final, TypeVar
+from functools import partial
+from typing import TypeVar
+
+from cedanafs.shard.codec import Bytes
+from cedanafs.shard.spill import Spill, Spilled
+from cedanafs.shard.workers import ABANDON_S, Workers, settle
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-ABANDON_S: Final = 2.0
-"""How long the end waits for a thread that a dead store may hold for ever."""
-
-
-class Workers:
-    """*count* threads that do jobs in the order in which they come.
-
-    They are daemons: a store that never answers must not keep the process from ending.
-    """
-
-    def __init__(self, count: int, *, name: str) -> None:
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._name = name
-        self._threads: list[threading.Thread] = []
-        self.grow(count)
-
-    def grow(self, count: int) -> None:
-        """Have *count* threads from now on, if there are fewer."""
-        while (number := len(self._threads)) < count:
-            name = f"{self._name}-{number}"
-            thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def put(self, job: Callable[[], None]) -> None:
-        """Do *job*, which must not raise."""
-        self._jobs.put(job)
-
-    def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Do *job*; its result or exception is the future's."""
-        future: Future[T] = Future()
-        self.put(lambda: settle(future, job))
-        return future
-
-    def end(self, deadline: float | None = None, *, drop_queued: bool = False) -> bool:
-        """Let the threads end behind what is queued; whether they did by *deadline*."""
-        with contextlib.suppress(queue.Empty):
-            while drop_queued:
-                self._jobs.get_nowait()
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join(None if deadline is None else max(deadline - time.monotonic(), 0))
-        return not any(thread.is_alive() for thread in self._threads)
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
-            del job  # its buffers go back before the next is waited for
-
 
 class _Lane(Workers):
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, spills: bool) -> None:
         super().__init__(1, name=f"cedanafs-lane-{number}")
         self.queued_bytes = 0
+        self.appends = Workers(1, name=f"cedanafs-append-{number}") if spills else self
+
+    def end(self, deadline: float | None = None, *, drop_queued: bool = False) -> bool:
+        ended = super().end(deadline, drop_queued=drop_queued)
+        return ended and (self.appends is self or self.appends.end(deadline))
 
 
 class Lanes:
     """*count* threads, and *budget_bytes* of written data that may be on its way to disk.
 
     Behind that *upload_bytes* of compressed data may be on their way to an object store, for each
-    checkpoint that is written.
+    checkpoint that is written. What a slow store has not taken when half of the budget is
+    compressed goes to *spill*, if there is one.
 
     Use as a context manager: leaving it does what is queued and ends the threads, or gives up
     on them when they were `abandoned`, as the store hangs. `on_progress` is called, on any
     thread, whenever a job is done and bytes are given back.
     """
 
-    def __init__(self, count: int, *, budget_bytes: int, upload_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        budget_bytes: int,
+        upload_bytes: int = 0,
+        spill: Spill | None = None,
+    ) -> None:
         self.budget_bytes = budget_bytes
         self.upload_bytes = upload_bytes
         self.landed_bytes = 0
+        self._spill = spill
+        self._packed_bytes = 0  # compressed, in memory, and not appended yet
+        self._saved_bytes = 0  # that what was compressed takes less in memory than when written
         self.on_progress: Callable[[], None] = lambda: None
         self.abandoned = False
         self._in_use = 0
         self._lock = threading.Lock()
-        self._lanes = [_Lane(k) for k in range(count)]
+        self._lanes = [_Lane(k, spills=spill is not None) for k in range(count)]
 
     def __enter__(self) -> Lanes:
         return self
@@ -132,13 +104,22 @@ class Lanes:
         """Whether the shard's queue holds less than its share, for dealing past a full one."""
         return self._of(shard).queued_bytes < self.budget_bytes // max(shards, 1)
 
-    def land(self, shard: int, length: int, job: Callable[[], None]) -> None:
-        """Do *job*, which must not raise, on the shard's lane; then give *length* bytes back."""
+    def land(
+        self,
+        shard: int,
+        length: int,
+        pack: Callable[[], Sequence[Bytes] | None],
+        append: Callable[[Sequence[Bytes] | Spilled], None],
+    ) -> None:
+        """Do *pack* on the shard's lane, and *append* with what it made, if it made something;
+        then give *length* bytes back. Neither may raise.
+        """
         lane = self._of(shard)
 
         def run() -> None:
             try:
-                job()
+                if (packed := pack()) is not None:
+                    append(packed)
             finally:
                 with self._lock:
                     lane.queued_bytes -= length
@@ -148,23 +129,69 @@ class Lanes:
 
         with self._lock:
             lane.queued_bytes += length
-        lane.put(run)
+        if self._spill is None:
+            lane.put(run)
+        else:
+            lane.put(partial(self._pack, self._spill, lane, length, pack, append))
 
     def submit(self, shard: int, job: Callable[[], T]) -> Future[T]:
         """Do *job* on the shard's lane, after all that is queued there."""
-        future = self._of(shard).submit(job)
+        lane = self._of(shard)
+        future: Future[T] = Future()
         future.add_done_callback(lambda _: self.on_progress())
+        settled = partial(settle, future, job)
+        lane.put(settled if lane.appends is lane else lambda: lane.appends.put(settled))
         return future
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that were ever taken from writers, whether landed or on their way."""
+        return self.landed_bytes + self._in_use + self._saved_bytes
+
+    # With a spill.
+
+    def _pack(
+        self,
+        spill: Spill,
+        lane: _Lane,
+        length: int,
+        pack: Callable[[], Sequence[Bytes] | None],
+        append: Callable[[Sequence[Bytes] | Spilled], None],
+    ) -> None:
+        """On the lane's first thread."""
+        packed = pack()
+        held: Sequence[Bytes] | Spilled = packed or []
+        kept = sum(map(len, packed or []))
+        if packed is not None and self._packed_bytes + kept > self.budget_bytes // 2:
+            spilled = spill.put(packed)
+            if spilled is not None:
+                held, kept = spilled, 0
+        with self._lock:
+            lane.queued_bytes -= length
+            self._in_use -= length - kept
+            self._packed_bytes += kept
+            self._saved_bytes += length - kept
+        self.on_progress()
+        lane.appends.put(partial(self._append, held, kept, length, append))
+
+    def _append(
+        self,
+        held: Sequence[Bytes] | Spilled,
+        kept: int,
+        length: int,
+        append: Callable[[Sequence[Bytes] | Spilled], None],
+    ) -> None:
+        """On its second."""
+        if held:
+            append(held)
+        if isinstance(held, Spilled):
+            held.give_back()
+        with self._lock:
+            self._in_use -= kept
+            self._packed_bytes -= kept
+            self._saved_bytes -= length - kept
+            self.landed_bytes += length
+        self.on_progress()
 
     def _of(self, shard: int) -> _Lane:
         return self._lanes[shard % len(self._lanes)]
-
-
-def settle(future: Future[T], job: Callable[[], T]) -> None:
-    """Do *job*; its result or exception is the future's."""
-    try:
-        result = job()
-    except BaseException as exc:
-        future.set_exception(exc)
-    else:
-        future.set_result(result)

@@ -28,6 +28,7 @@ from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.pages import Pages
 from cedanafs.shard.records import Marker
+from cedanafs.shard.spill import Spilled
 from cedanafs.shard.store import ShardFile
 
 logger = logging.getLogger(__name__)
@@ -276,13 +277,13 @@ class Log:
         batch = self._batch(first.k)
         for name in self.contents.images:
             if batch.frame.raw_len >= FRAME_BYTES:
-                self._lanes.land(first.k, 0, partial(self._land, first, batch))
+                self._land(first, batch, 0)
                 batch = self._batch(first.k)
             batch.add(Marker(seq=self._next_seq(), filename=name))
             batch.add(Marker(seq=self._next_seq(), file_eof=True))
         if self._carrier.codec.hides:
             batch.add(Marker(seq=self._next_seq(), image_eof=True))
-        self._lanes.land(first.k, 0, partial(self._land, first, batch))
+        self._land(first, batch, 0)
         self._on_each(lambda _: None)
         self._append_commit(content_seq, content_ends, sealed=True)
         self._sealed_from = content_seq, content_ends
@@ -393,7 +394,7 @@ class Log:
                 for a, end in zip(self._appenders, ends, strict=True)
             ]
             for appender, end in zip(self._appenders, ends, strict=True):
-                self._lanes.land(appender.k, 0, partial(self._cut, appender, end, gone))
+                self._lanes.submit(appender.k, partial(self._cut, appender, end, gone))
 
     def _cut(self, appender: Appender, end: int, footers_gone: Sequence[Future[None]]) -> None:
         """On the lane, which waits for others; what those wait for was queued before."""
@@ -424,16 +425,29 @@ class Log:
         appender.frames.append(batch.frame)
         if not batch.deferred:
             appender.markers += batch.markers
-        self._lanes.land(batch.shard, batch.payload_len, partial(self._land, appender, batch))
+        self._land(appender, batch, batch.payload_len)
 
-    def _land(self, appender: Appender, batch: Batch) -> None:
-        """On the lane. What fails here has been acknowledged to the caller: it is kept."""
+    def _land(self, appender: Appender, batch: Batch, reserved: int) -> None:
+        pack = partial(self._pack, appender, batch)
+        self._lanes.land(appender.k, reserved, pack, partial(self._append, appender, batch.frame))
+
+    # On the lane. What fails here has been acknowledged to the caller: it is kept.
+
+    def _pack(self, appender: Appender, batch: Batch) -> Sequence[Bytes] | None:
         if self.failure is None:
             try:
                 if batch.deferred and self.pages is not None:
                     batch.settle(self.pages)
                     appender.markers += batch.markers
-                appender.land(batch.frame, batch.pieces, batch.header_seq)
+                return appender.pack(batch.frame, batch.pieces, batch.header_seq)
+            except BaseException as exc:
+                self.fail(exc)
+        return None
+
+    def _append(self, appender: Appender, frame: Frame, packed: Sequence[Bytes] | Spilled) -> None:
+        if self.failure is None:
+            try:
+                appender.append(frame, [packed.read()] if isinstance(packed, Spilled) else packed)
             except BaseException as exc:
                 self.fail(exc)
 

@@ -21,9 +21,9 @@ from cedanafs.errors import CorruptShard
 from cedanafs.shard.codec import Codec
 from cedanafs.shard.extents import ExtentMap, Frame
 from cedanafs.shard.format import checksum
-from cedanafs.shard.lanes import ABANDON_S, Workers
 from cedanafs.shard.store import ShardFile
 from cedanafs.shard.window import Window
+from cedanafs.shard.workers import ABANDON_S, Workers
 
 READ_AHEAD_FRAMES: Final = 8
 """Frames that a sequential reader is ahead by at most: two for each of four shards.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +70,17 @@ def forget_kept_logs(host: Host) -> None:
     """CRIU's logs, which are kept for their reader where CRIU is to blame."""
     for kept in host.temporary.iterdir():
         shutil.rmtree(kept)
+
+
+def complaint(process: subprocess.Popen[str]) -> str:
+    """Its error line, as soon as that comes; the process may not be able to end."""
+    assert process.stderr is not None
+    said = b""
+    deadline = time.monotonic() + 60
+    while not any(line.startswith(b"cedanafs: ") for line in said.split(b"\n")[:-1]):
+        assert time.monotonic() < deadline, said
+        if select.select([process.stderr], [], [], 1)[0]:
+            some = os.read(process.stderr.fileno(), 1 << 16)
+            assert some, said
+            said += some
+    return said.decode().splitlines()[-1]

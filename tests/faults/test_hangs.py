@@ -4,11 +4,8 @@ A process that the kernel holds in a request to such a store cannot end before t
 has to say, and whoever waits for it, does not depend on that.
 """
 
-import os
-import select
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -17,7 +14,7 @@ from disks import ext4_disk
 from fault import Fault
 from faulty import FaultyStore
 from host import Host, StartWorkload, poll
-from scene import EARLIER, MIB, Scene, forget_kept_logs, names
+from scene import EARLIER, MIB, Scene, complaint, forget_kept_logs, names
 
 from cedanafs.fs.patience import SLOW_S
 
@@ -34,20 +31,6 @@ HANGS = {
     "index": Fault("fsync", hang=True, after=2, where="/x/"),
     "footers": Fault("fsync", hang=True, after_fsyncs=4, where="/x/"),
 }
-
-
-def complaint(process: subprocess.Popen[str]) -> str:
-    """Its error line, as soon as that comes; the process may not be able to end."""
-    assert process.stderr is not None
-    said = b""
-    deadline = time.monotonic() + 60
-    while not any(line.startswith(b"cedanafs: ") for line in said.split(b"\n")[:-1]):
-        assert time.monotonic() < deadline, said
-        if select.select([process.stderr], [], [], 1)[0]:
-            some = os.read(process.stderr.fileno(), 1 << 16)
-            assert some, said
-            said += some
-    return said.decode().splitlines()[-1]
 
 
 def written_bytes(checkpoint: Path) -> int:

@@ -61,12 +61,18 @@ def test_keys_in_any_case(write: WriteConfig, config: object) -> None:
 
 def test_all_that_there_is(write: WriteConfig) -> None:
     config = {
-        "Checkpoint": {"MemoryLimit": "64M"},
+        "Checkpoint": {
+            "MemoryLimit": "64M",
+            "Spill": "/spill",
+        },
         "CRIU": {"BinaryPath": "/usr/sbin/criu", "LeaveRunning": True},
     }
     found = load_defaults({}, [write(config)])
     assert found == Defaults(
-        memory_limit=64 << 20, criu_binary="/usr/sbin/criu", leave_running=True
+        memory_limit=64 << 20,
+        spill=Path("/spill"),
+        criu_binary="/usr/sbin/criu",
+        leave_running=True,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -19,6 +19,15 @@ def lanes() -> Iterator[Lanes]:
         yield lanes
 
 
+def land(lanes: Lanes, shard: int, length: int, job: Callable[[], None]) -> None:
+    """Have *job* done where data is compressed, of which nothing comes."""
+
+    def append(_: object) -> None:
+        raise AssertionError("there is nothing to append")
+
+    lanes.land(shard, length, job, append)
+
+
 def gate(lanes: Lanes, shard: int) -> threading.Event:
     """Hold the shard's lane until the event is set; returns when it is held."""
     held, opened = threading.Event(), threading.Event()
@@ -27,7 +36,7 @@ def gate(lanes: Lanes, shard: int) -> threading.Event:
         held.set()
         opened.wait(PATIENCE_S)
 
-    lanes.land(shard, 0, wait)
+    land(lanes, shard, 0, wait)
     assert held.wait(PATIENCE_S)
     return opened
 
@@ -36,7 +45,7 @@ def test_jobs_of_one_shard_run_in_order(lanes: Lanes) -> None:
     done: list[int] = []
     opened = gate(lanes, 0)
     for n in range(50):
-        lanes.land(0, 0, lambda n=n: done.append(n))
+        land(lanes, 0, 0, lambda n=n: done.append(n))
         lanes.submit(0, lambda n=n: done.append(n))
     last = lanes.submit(0, lambda: list(done))
     opened.set()
@@ -73,7 +82,7 @@ def test_who_found_no_room_is_told_when_bytes_have_landed(lanes: Lanes) -> None:
     told = threading.Event()
     opened = gate(lanes, 0)
     assert lanes.try_reserve(90)
-    lanes.land(0, 90, lambda: None)
+    land(lanes, 0, 90, lambda: None)
     lanes.on_progress = lambda: told.set() if lanes.try_reserve(20) else None
     assert not lanes.try_reserve(20)
     opened.set()
@@ -87,7 +96,7 @@ def test_many_writers_never_exceed_the_budget(lanes: Lanes) -> None:
         for _ in range(100):
             while not lanes.try_reserve(30):
                 time.sleep(0.0001)
-            lanes.land(k, 30, lambda: seen.append(lanes.in_use_bytes))
+            land(lanes, k, 30, lambda: seen.append(lanes.in_use_bytes))
 
     writers = [threading.Thread(target=write, args=[k]) for k in range(4)]
     for writer in writers:
@@ -105,7 +114,7 @@ def test_a_full_queue_has_no_room_and_others_have(lanes: Lanes) -> None:
     opened = gate(lanes, 0)
     assert lanes.has_room(0, 2)
     assert lanes.try_reserve(50)
-    lanes.land(0, 50, lambda: None)
+    land(lanes, 0, 50, lambda: None)
     assert not lanes.has_room(0, 2)
     assert lanes.has_room(1, 2)
     opened.set()
@@ -125,7 +134,7 @@ def test_what_fails_gives_its_bytes_back_and_the_lane_lives_on(lanes: Lanes) -> 
 def test_leaving_runs_what_is_queued() -> None:
     done: list[int] = []
     with Lanes(1, budget_bytes=10) as lanes:
-        lanes.land(0, 0, lambda: time.sleep(0.01))
+        land(lanes, 0, 0, lambda: time.sleep(0.01))
         for n in range(5):
-            lanes.land(0, 0, lambda n=n: done.append(n))
+            land(lanes, 0, 0, lambda n=n: done.append(n))
     assert done == [0, 1, 2, 3, 4]
