@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_STREAM: Final = 4
 DEFAULT_COMPRESSION: Final = "zstd:1"
 DEFAULT_MEMORY_LIMIT: Final = 256 << 20
+DEFAULT_CACHE_SIZE: Final = 10 << 30
 DEFAULT_STORE_TIMEOUT_S: Final = 300.0
 QUIET_S: Final = 1.0
 MIN_MEMORY_LIMIT: Final = 32 << 20
@@ -45,6 +46,8 @@ class Defaults:
     memory_limit: int = DEFAULT_MEMORY_LIMIT
     store_timeout: float = DEFAULT_STORE_TIMEOUT_S
     spill: Path | None = None
+    cache_dir: Path | None = None
+    cache_size: int = DEFAULT_CACHE_SIZE
     leave_running: bool = False
     criu_binary: str | None = None
 
@@ -59,6 +62,8 @@ class Defaults:
             memory_limit=self.memory_limit,
             store_timeout_s=self.store_timeout,
             spill=self.spill,
+            cache_dir=self.cache_dir,
+            cache_size=self.cache_size,
             **more,
         )
 
@@ -71,9 +76,10 @@ class MountSettings:
     `quiet_s` is how long after its last writer closed a checkpoint commits itself; None: never.
     `store_timeout_s` is how long the store may do nothing at all before those who wait for it
     get an error; 0: for ever. What it has not taken when memory is full goes to files in the
-    directory `spill`, if there is one, and writers wait when that is full, too. New checkpoints
-    refer to the one called `base` beside them, if it is there; with `page_hashes` they keep what
-    makes them a base at once. With `durable` a dump's last writes wait until all is durable.
+    directory `spill`, if there is one, and writers wait when that is full, too. What was read from
+    it is kept in `cache_dir`, if there is one, up to `cache_size` bytes. New checkpoints refer to
+    the one called `base` beside them, if it is there; with `page_hashes` they keep what makes them
+    a base at once. With `durable` a dump's last writes wait until all is durable.
     `root_mode` are the permissions of the mount's root, which are not kept in the store.
     """
 
@@ -86,6 +92,8 @@ class MountSettings:
     quiet_s: float | None = QUIET_S
     store_timeout_s: float = DEFAULT_STORE_TIMEOUT_S
     spill: Path | None = None
+    cache_dir: Path | None = None
+    cache_size: int = DEFAULT_CACHE_SIZE
     durable: bool = False
     base: str | None = None
     page_hashes: bool = False
@@ -156,6 +164,8 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Callable[[Any], object]]]] = {
     ("checkpoint", "memorylimit"): ("memory_limit", lambda value: size_of(str(value))),
     ("checkpoint", "storetimeout"): ("store_timeout", float),
     ("checkpoint", "spill"): ("spill", lambda value: Path(str(value))),
+    ("checkpoint", "cachedir"): ("cache_dir", lambda value: Path(str(value))),
+    ("checkpoint", "cachesize"): ("cache_size", lambda value: size_of(str(value))),
     ("criu", "binarypath"): ("criu_binary", str),
     ("criu", "leaverunning"): ("leave_running", _flag),
 }

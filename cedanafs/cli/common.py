@@ -15,6 +15,7 @@ import trio
 
 from cedanafs import errors, log
 from cedanafs.config import (
+    DEFAULT_CACHE_SIZE,
     DEFAULT_COMPRESSION,
     DEFAULT_STORE_TIMEOUT_S,
     Defaults,
@@ -100,6 +101,21 @@ def store_timeout_option(command: F) -> F:
         "--store-timeout", type=click.FloatRange(0), metavar="SECONDS",
         help=f"Fail when the store does nothing for so long [{DEFAULT_STORE_TIMEOUT_S:.0f}].",
     )(command)  # fmt: skip
+
+
+def cache_options(command: F) -> F:
+    """--cache-dir, --cache-size; None where not given."""
+    for option in (
+        click.option(
+            "--cache-size", type=SIZE, help=f"Most of it [{DEFAULT_CACHE_SIZE >> 30}G]."
+        ),
+        click.option(
+            "--cache-dir", type=PathArgument, metavar="DIR",
+            help="Keep what was read here, to be read again.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 def stream_options(command: F) -> F:

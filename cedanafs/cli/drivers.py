@@ -16,6 +16,7 @@ from cedanafs.cli.common import (
     PathArgument,
     PlaceArgument,
     base_options,
+    cache_options,
     given,
     make_default_directory,
     store_timeout_option,
@@ -141,10 +142,17 @@ def restore_options(command: F) -> Callable[..., None]:
         stream: int | None,
         pid_file: Path | None,
         store_timeout: float | None,
+        cache_dir: Path | None,
+        cache_size: int | None,
         criu_binary: str | None,
         **others: Any,
     ) -> None:
-        defaults = given(criu_binary=criu_binary, store_timeout=store_timeout)
+        defaults = given(
+            criu_binary=criu_binary,
+            store_timeout=store_timeout,
+            cache_dir=cache_dir,
+            cache_size=cache_size,
+        )
         command(source=Source(path, stream or None, defaults, pid_file), **others)
 
     return _with_options(
@@ -160,6 +168,7 @@ def restore_options(command: F) -> Callable[..., None]:
         ),
         click.option("--pid-file", type=PathArgument, help="Write the restored pid here."),
         store_timeout_option,
+        cache_options,
     )  # fmt: skip
 
 

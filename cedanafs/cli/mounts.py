@@ -17,6 +17,7 @@ from cedanafs.cli.common import (
     PathArgument,
     PlaceArgument,
     base_options,
+    cache_options,
     exit_code,
     given,
     in_words,
@@ -32,6 +33,7 @@ from cedanafs.shard.place import Place
 @click.argument("store", type=PlaceArgument)
 @click.argument("mountpoint", type=PathArgument)
 @stream_options
+@cache_options
 @base_options
 @click.option("--durable", is_flag=True, help="CRIU's last writes wait until all is durable.")
 @click.option("--read-only", "-r", is_flag=True, help="Only read; another mount may write.")
@@ -49,6 +51,8 @@ def mount(
     memory_limit: int | None,
     store_timeout: float | None,
     spill: Path | None,
+    cache_dir: Path | None,
+    cache_size: int | None,
     base: str | None,
     page_hashes: bool,
     durable: bool,
@@ -68,6 +72,8 @@ def mount(
         memory_limit=memory_limit,
         store_timeout=store_timeout,
         spill=spill,
+        cache_dir=cache_dir,
+        cache_size=cache_size,
     )
     settings = defaults.mount_settings(
         store.resolve(),
@@ -113,12 +119,13 @@ def _serve_in_background(
     settings: MountSettings, mountpoint: Path, log_file: Path, verbose: int
 ) -> None:
     read_end, write_end = os.pipe()
-    paths = {"--spill": settings.spill}
+    paths = {"--spill": settings.spill, "--cache-dir": settings.cache_dir}
     command = [
         sys.executable, "-m", "cedanafs", *["-v"] * verbose, "mount", "--foreground",
         f"--ready-fd={write_end}", f"--log-file={log_file}",
         f"--stream={settings.shards}", f"--compression={settings.codec}",
         f"--memory-limit={settings.memory_limit}", f"--store-timeout={settings.store_timeout_s}",
+        f"--cache-size={settings.cache_size}",
         *(f"{flag}={path.absolute()}" for flag, path in paths.items() if path is not None),
         *([f"--base={settings.base}"] if settings.base is not None else []),
         *(["--page-hashes"] if settings.page_hashes else []),

@@ -24,6 +24,7 @@ from cedanafs.fs.namespace import Attributes, Changes, Directory, File, Namespac
 from cedanafs.fs.patience import Patience
 from cedanafs.shard.audit import INVENTORY
 from cedanafs.shard.contents import MAX_FILE_LEN, MAX_IMAGES, Contents, Image, is_image_name
+from cedanafs.shard.frame_cache import FrameCache
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.reader import Reader
@@ -386,6 +387,9 @@ async def open_filesystem(settings: MountSettings) -> AsyncIterator[Filesystem]:
 
     Raises on leaving: the first failure to make something durable.
     """
+    frame_cache = None
+    if settings.cache_dir is not None:
+        frame_cache = FrameCache(settings.cache_dir, settings.cache_size)
     spilling = nullcontext() if settings.spill is None else Spill(settings.spill)
     with (
         spilling as spill,
@@ -398,6 +402,7 @@ async def open_filesystem(settings: MountSettings) -> AsyncIterator[Filesystem]:
         Reader(
             threads=max(2, settings.shards),
             cache_bytes=settings.cache_bytes,
+            frame_cache=frame_cache,
         ) as reader,
     ):
         failures: list[CedanaFsError] = []

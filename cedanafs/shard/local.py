@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 from cedanafs.errors import CorruptShard, StoreBusy, StoreError
 from cedanafs.shard.at_once import on_each
@@ -43,6 +44,7 @@ class LocalShard:
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
+        self.checkpoint: UUID | None = None
         self._fd = fd
         self._begun = 0  # before it the disk was told to begin
 

@@ -19,6 +19,7 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 from cedanafs.errors import CheckpointIncomplete, CorruptShard, StoreBusy, StoreError
 from cedanafs.shard.bucket import MAX_PARTS, MIN_PART_BYTES, Object, bucket_at
@@ -46,6 +47,7 @@ class ObjectShard:
     ) -> None:
         """*torn* are segments of a commit that was cut short, removed by whoever writes."""
         self.path = path
+        self.checkpoint: UUID | None = None
         self._bucket = bucket_at(path)
         self._segments = list(segments)
         self._torn = list(torn)

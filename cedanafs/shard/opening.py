@@ -170,6 +170,8 @@ def opened_at(
     footers = [each.footer for each in commits]
     indexes = [each.index for each in commits]
     _check_set(directory, files, commits)
+    for file in files:
+        file.checkpoint = indexes[0].checkpoint
     if said is not None:
         indexes = _as_said(directory, indexes, said)
     frames = [frames_of(file, index) for file, index in zip(files, indexes, strict=True)]

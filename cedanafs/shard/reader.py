@@ -21,6 +21,7 @@ from cedanafs.errors import CorruptShard
 from cedanafs.shard.codec import Codec
 from cedanafs.shard.extents import ExtentMap, Frame
 from cedanafs.shard.format import checksum
+from cedanafs.shard.frame_cache import FrameCache
 from cedanafs.shard.store import ShardFile
 from cedanafs.shard.window import Window
 from cedanafs.shard.workers import ABANDON_S, Workers
@@ -81,11 +82,15 @@ class Stream:
 class Reader:
     """Loads frames on *threads* threads or more, and keeps up to *cache_bytes* of them, decoded.
 
+    What *frame_cache* has is not read from the store, and what is read from there goes to it.
+
     Use as a context manager: leaving it ends the threads. `on_progress` is called, on any
     thread, whenever a frame was loaded or failed to be.
     """
 
-    def __init__(self, *, threads: int, cache_bytes: int) -> None:
+    def __init__(
+        self, *, threads: int, cache_bytes: int, frame_cache: FrameCache | None = None
+    ) -> None:
         self._cache: OrderedDict[Frame, Future[bytes]] = OrderedDict()
         self._cache_bytes = cache_bytes
         self._used_bytes = 0
@@ -94,8 +99,9 @@ class Reader:
         self.read_bytes = 0
         self._lock = threading.Lock()
         self.on_progress: Callable[[], None] = lambda: None
+        self._frame_cache = frame_cache
         self._window = Window(threads)
-        self._loading = 0  # reads that are under way or queued
+        self._loading = 0  # frames
         self._workers = Workers(threads, name="cedanafs-reader")
         self._awaited = Workers(0, name="cedanafs-awaited")
 
@@ -182,7 +188,7 @@ class Reader:
                     continue
                 newest[file] = [load]
                 begun.append((file, by, newest[file]))
-            self._loading += len(begun)
+            self._loading += sum(len(loads) for _, _, loads in begun)
         for each in begun:
             self._workers.put(partial(self._load, *each))
 
@@ -204,7 +210,29 @@ class Reader:
                     self._drop(frame)
 
     def _load(self, file: ShardFile, codec: Codec, loads: Loads) -> None:
-        """On a thread: read what lies one behind the other at once, and decode each."""
+        """On a thread: what is not in the frame cache is read, all at once if it is all of it."""
+        if self._frame_cache is None or file.checkpoint is None:
+            self._read(file, codec, loads)
+            return
+        missing: Loads = []
+        for load in loads:
+            stored = self._frame_cache.get(file.checkpoint, load[0])
+            if stored is None:
+                missing.append(load)
+                continue
+            with self._lock:
+                self._loading -= 1
+            try:
+                load[1].set_result(_decoded(file, codec, load[0], stored))
+            except BaseException as exc:  # a bug
+                self._failed(*load, exc)
+            self.on_progress()
+        for each in [missing] if len(missing) == len(loads) else [[load] for load in missing]:
+            for frame, stored in self._read(file, codec, each):
+                self._frame_cache.put(file.checkpoint, frame, stored)
+
+    def _read(self, file: ShardFile, codec: Codec, loads: Loads) -> list[tuple[Frame, bytes]]:
+        """Read what lies one behind the other at once, and decode each; returns what is right."""
         start, end = loads[0][0].offset, _end_of(loads[-1][0])
         stored, failure = b"", None
         begun_s = time.monotonic()
@@ -215,25 +243,32 @@ class Reader:
         took_s = time.monotonic() - begun_s
         with self._lock:
             self._window.note(end - start, took_s, full=self._loading >= self._window.reads)
-            self._loading -= 1
+            self._loading -= len(loads)
             self._workers.grow(self._window.reads)
+        right = []
         for frame, future in loads:
             at = frame.offset - start
+            its = stored[at : at + frame.stored_len]
             try:
                 if failure is None:
-                    raw = _decoded(file, codec, frame, stored[at : at + frame.stored_len])
+                    raw = _decoded(file, codec, frame, its)
+                    right.append((frame, its))
                 elif len(loads) > 1:  # whose it is, its own read says
                     raw = load_frame(file, codec, frame)
                 else:
                     raise failure
             except BaseException as exc:
-                with self._lock:  # the next who wants it tries anew
-                    if self._cache.get(frame) is future:
-                        self._drop(frame)
-                future.set_exception(exc)
+                self._failed(frame, future, exc)
             else:
                 future.set_result(raw)
             self.on_progress()
+        return right
+
+    def _failed(self, frame: Frame, future: Future[bytes], exc: BaseException) -> None:
+        with self._lock:  # the next who wants it tries anew
+            if self._cache.get(frame) is future:
+                self._drop(frame)
+        future.set_exception(exc)
 
     def _drop(self, frame: Frame) -> None:
         if self._cache.pop(frame, None) is not None:

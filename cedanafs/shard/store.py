@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol
+from uuid import UUID
 
 from cedanafs.errors import CheckpointIncomplete, CheckpointMissing, MixedShards, StoreError
 from cedanafs.shard.at_once import on_each
@@ -33,6 +34,9 @@ class ShardFile(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    checkpoint: UUID | None
+    """The one that it belongs to, where a commit of its own was found to say so."""
 
     @property
     def atomic(self) -> bool:

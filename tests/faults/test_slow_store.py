@@ -77,6 +77,31 @@ def test_pages_here_and_there_do_not_stop_the_stream(host: Host, faulty: FaultyS
         assert faulty.seen().at_once["read"] > 8
 
 
+def test_a_second_restore_reads_from_the_cache(
+    host: Host, faulty: FaultyStore, start: StartWorkload
+) -> None:
+    work: Workload = start("memory", size_mib=32)
+    digest = work.ask()["digest"]
+    options = ("--cache-dir", host.base / "cache", "--cache-size", "1G")
+    dumped = host.ok("dump", "process", work.pid, "--dir", faulty.path).last_line
+    work.wait_gone()
+    read = []
+    for _ in range(2):
+        before = faulty.seen().lengths.get("read", 0)
+        host.ok("restore", "process", "--path", dumped, *options)
+        read.append(faulty.seen().lengths["read"] - before)
+        assert work.ask()["digest"] == digest
+        work.kill()
+        work.wait_gone()
+    first, second = read
+    assert first > stored_bytes(faulty.backing / Path(dumped).name) // 2
+    assert second < first // 8, "beside the index, which is read anew, a read or two"
+    with host.mounted(faulty.path, "--read-only", *options) as mnt:
+        before = faulty.seen().lengths["read"]
+        host.stock("cp", "-r", mnt / Path(dumped).name, host.base / "out")
+        assert faulty.seen().lengths["read"] - before < first // 8
+
+
 def test_restore(host: Host, faulty: FaultyStore, start: StartWorkload) -> None:
     work: Workload = start("memory", size_mib=64)
     digest = work.ask()["digest"]

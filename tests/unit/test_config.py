@@ -64,6 +64,8 @@ def test_all_that_there_is(write: WriteConfig) -> None:
         "Checkpoint": {
             "MemoryLimit": "64M",
             "Spill": "/spill",
+            "CacheDir": "/cache",
+            "CacheSize": "1G",
         },
         "CRIU": {"BinaryPath": "/usr/sbin/criu", "LeaveRunning": True},
     }
@@ -71,6 +73,8 @@ def test_all_that_there_is(write: WriteConfig) -> None:
     assert found == Defaults(
         memory_limit=64 << 20,
         spill=Path("/spill"),
+        cache_dir=Path("/cache"),
+        cache_size=1 << 30,
         criu_binary="/usr/sbin/criu",
         leave_running=True,
     )
