@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from pathlib import Path
+from typing import Final
 
 import click
 
-from cedanafs.cli.common import PathArgument, PlaceArgument, echo_json, printable, running_total
-from cedanafs.errors import CheckpointIncomplete, CorruptShard, UsageError
+from cedanafs.cli.common import F, PathArgument, PlaceArgument, echo_json, printable, running_total
+from cedanafs.cli.shown import (
+    SECTIONS,
+    echo_processes,
+    echo_section,
+    echo_shards,
+    echo_summary,
+    echo_table,
+    rows_of,
+    when,
+)
+from cedanafs.criu import messages
+from cedanafs.errors import CheckpointIncomplete, CorruptShard, MachineError, UsageError
 from cedanafs.look import CheckpointSummary, list_store
-from cedanafs.look import inspect as summary_of
+from cedanafs.look import inspect as summary_at
+from cedanafs.look.images import Images
+from cedanafs.look.processes import as_plain, dump_in
+from cedanafs.look.summary import summary_of
 from cedanafs.progress import TerminalReport, human
 from cedanafs.shard import audit
 from cedanafs.shard import repair as repairing
 from cedanafs.shard.chain import chain, parent_link
-from cedanafs.shard.place import Place, path_below, place_of
+from cedanafs.shard.place import Place
 
 json_option = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
@@ -31,84 +45,60 @@ def list_(store: Place, as_json: bool) -> None:
     if as_json:
         echo_json([_as_json(summary, brief=True) for summary in found])
         return
-    rows: list[tuple[str, ...]] = [
-        (
-            "CHECKPOINT",
-            "STATE",
-            "WHEN",
-            "IMAGES",
-            "RAW",
-            "STORED",
-            "RATIO",
-            "SHARDS",
-            "CODEC",
-            "PARENT",
-        )
-    ]
-    for each in found:
-        name = str(path_below(place_of(each.path), store))
-        rows.append(
-            (
-                "(the store itself)" if name == "." else name,
-                each.state,
-                _when(each.committed_ns),
-                str(len(each.images)),
-                human(each.raw_bytes),
-                human(each.stored_bytes),
-                f"{each.ratio:.2f}",
-                str(each.shards),
-                each.codec,
-                each.parent or "-",
-            )
-        )
-    _echo_table(rows)
+    echo_table(rows_of(found, store), right=(4, 5, 6, 7, 8))
     for each in found:
         if each.problem:
             click.echo(printable(f"{each.state}: {each.problem}"), err=True)
     if not found:
         click.echo(f"no checkpoints in {store}", err=True)
+    try:
+        messages.image_formats()
+    except MachineError as exc:
+        click.echo(f"what the checkpoints are of cannot be told: {exc}", err=True)
+
+
+def _section_options(command: F) -> F:
+    for section in reversed(SECTIONS):
+        command = click.option(
+            f"--{section}", "sections", flag_value=section, multiple=True,
+            help=_SECTION_HELP[section],
+        )(command)  # fmt: skip
+    return command
+
+
+_SECTION_HELP: Final = {
+    "memory": "Show the mappings that hold pages.",
+    "files": "Show open files.",
+    "sockets": "Show sockets.",
+    "mounts": "Show the mounts of mount namespaces.",
+    "images": "Show CRIU's images.",
+}
 
 
 @click.command()
 @click.argument("checkpoint", type=PlaceArgument)
+@_section_options
+@click.option("--all", "everything", is_flag=True, help="Show all of that.")
 @json_option
-def inspect(checkpoint: Place, as_json: bool) -> None:
-    """Show what is in CHECKPOINT: its images and its shards."""
-    found = summary_of(checkpoint)
+def inspect(checkpoint: Place, sections: tuple[str, ...], everything: bool, as_json: bool) -> None:
+    """Show what is in CHECKPOINT: processes, shards, and what the options name."""
+    with Images.open(checkpoint) as images:
+        found = summary_of(images)
+        dump = dump_in(images)
     if as_json:
-        echo_json(_as_json(found, brief=False))
+        echo_json(_as_json(found, brief=False) | {"dump": as_plain(dump)})
         return
-    problem = f" ({found.problem})" if found.problem else ""
-    click.echo(printable(f"{found.path}: {found.state}{problem}"))
-    sealed = ", sealed" if found.sealed else ""
-    click.echo(f"  {found.checkpoint}, commit {found.commit}{sealed}, by {found.tool}")
-    if found.parent is not None:
-        click.echo(printable(f"  builds on {found.parent}"))
-    click.echo(f"  created {_when(found.created_ns)}, committed {_when(found.committed_ns)}")
-    click.echo(
-        f"  {human(found.raw_bytes)} of images in {human(found.stored_bytes)} "
-        f"({found.ratio:.2f} to 1, {found.codec}, {found.shards} shards)"
-    )
-    if found.base is not None:
-        click.echo(
-            printable(f"  {human(found.shared_bytes)} of them are those of its base {found.base}")
-        )
-    if found.torn_bytes:
-        click.echo(f"  {human(found.torn_bytes)} behind the last commit are not part of it")
+    echo_summary(found, dump)
+    if dump.processes:
+        click.echo()
+        echo_processes(dump)
     click.echo()
-    rows: list[tuple[str, ...]] = [("SHARD", "STORED", "FRAMES", "HOLDS")]
-    rows += [
-        (s.name, human(s.stored_bytes), str(s.frames), human(s.image_bytes))
-        for s in found.shard_files
-    ]
-    _echo_table(rows)
-    click.echo()
-    rows = [("IMAGE", "BYTES", "MODE")]
-    rows += [
-        (i.name + (f" -> {i.symlink_to}" if i.symlink_to else ""), str(i.bytes), i.mode)
-        for i in found.images
-    ]
-    _echo_table(rows)
+    echo_shards(found)
+    for section in SECTIONS if everything else sections:
+        click.echo()
+        echo_section(section, found, dump)
+    for problem in dump.problems:
+        click.echo(printable(f"not shown: {problem}"), err=True)
 
 
 @click.command()
@@ -116,7 +106,7 @@ def inspect(checkpoint: Place, as_json: bool) -> None:
 @json_option
 def verify(checkpoint: Place, as_json: bool) -> None:
     """Read every byte of CHECKPOINT and check it; exit code 3 when something is wrong."""
-    summary = summary_of(checkpoint)
+    summary = summary_at(checkpoint)
     total = summary.stored_bytes
     with TerminalReport().bar(f"verifying {checkpoint}", total) as show:
         found = audit.verify(checkpoint, running_total(show))
@@ -148,7 +138,7 @@ def verify(checkpoint: Place, as_json: bool) -> None:
 @click.argument("directory", type=PathArgument)
 def extract(checkpoint: Place, directory: Path) -> None:
     """Write the images in CHECKPOINT into DIRECTORY, plain, as CRIU itself would have."""
-    total = summary_of(checkpoint).raw_bytes
+    total = summary_at(checkpoint).raw_bytes
     with TerminalReport().bar(f"extracting {checkpoint}", total) as show:
         count = audit.extract(checkpoint, directory, running_total(show))
     click.echo(f"{count} images in {directory}", err=True)
@@ -215,7 +205,7 @@ def repair(checkpoint: Place, yes: bool, directory: Path | None, accept: bool) -
 def _bring_back(checkpoint: Place, way: repairing.Way, *, yes: bool) -> None:
     opened = way.opened
     click.echo(
-        f"{checkpoint}: commit {opened.commit} of {_when(opened.committed_ns)} is whole, "
+        f"{checkpoint}: commit {opened.commit} of {when(opened.committed_ns)} is whole, "
         f"with {len(opened.contents.images)} images"
         + ("; its footer is missing or damaged, and is written anew" if way.unfooted else "")
     )
@@ -239,15 +229,3 @@ def _as_json(summary: CheckpointSummary, *, brief: bool) -> dict[str, object]:
         value["images"] = len(summary.images)
         del value["shard_files"]
     return value
-
-
-def _when(at_ns: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_ns / 1e9)) if at_ns else "-"
-
-
-def _echo_table(table: list[tuple[str, ...]]) -> None:
-    rows = [tuple(map(printable, row)) for row in table]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())

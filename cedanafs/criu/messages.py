@@ -34,6 +34,12 @@ def images() -> ModuleType:
 
 
 @functools.cache
+def image_formats() -> ModuleType:
+    """Which message an image holds, and its magic. Raises: MachineError when pycriu is missing."""
+    return _load("pycriu.images.images")
+
+
+@functools.cache
 def file_entries() -> ModuleType:
     """The messages of CRIU's files.img. Raises: MachineError when pycriu is missing."""
     return _load("pycriu.images.fdinfo_pb2")

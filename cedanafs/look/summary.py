@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
-from cedanafs.errors import CedanaFsError
+from cedanafs.errors import CedanaFsError, CheckpointError, MachineError
+from cedanafs.look.images import Images
+from cedanafs.look.processes import glance_at
 from cedanafs.shard.audit import what_is_missing
 from cedanafs.shard.chain import PARENT
-from cedanafs.shard.opening import Opened, open_checkpoint
+from cedanafs.shard.opening import Opened
 from cedanafs.shard.place import Place
 from cedanafs.shard.segments import is_shard_name
 from cedanafs.shard.store import directory_at
@@ -38,7 +40,8 @@ class CheckpointSummary:
 
     `parent` is what it builds on, as CRIU's link says, relative to it. `raw_bytes` counts the
     images as CRIU sees them, `stored_bytes` the shards up to the last commit; `shared_bytes` of the
-    images are those of `base`. Times are nanoseconds since 1970.
+    images are those of `base`. `process` is the name of the first of `processes`, None where CRIU's
+    images do not tell. Times are nanoseconds since 1970.
     """
 
     path: str
@@ -58,6 +61,9 @@ class CheckpointSummary:
     torn_bytes: int = 0
     base: str | None = None
     shared_bytes: int = 0
+    process: str | None = None
+    processes: int = 0
+    container: str | None = None
     images: tuple[ImageSummary, ...] = ()
     shard_files: tuple[ShardSummary, ...] = ()
 
@@ -80,11 +86,18 @@ def list_store(store: Place) -> Iterator[CheckpointSummary]:
 
 def inspect(directory: Place) -> CheckpointSummary:
     """What is in the checkpoint in *directory*. Raises: CheckpointError, StoreError."""
-    opened = open_checkpoint(directory)
+    with Images.open(directory) as images:
+        return summary_of(images)
+
+
+def summary_of(images: Images) -> CheckpointSummary:
+    """`inspect` what is open already. Raises: StoreError."""
+    summary = _summary(images.opened)
     try:
-        return _summary(opened)
-    finally:
-        opened.close()
+        glance = glance_at(images)
+    except (CheckpointError, MachineError):  # incomplete, or not CRIU's: `inspect` says why
+        return summary
+    return replace(summary, **asdict(glance))
 
 
 def _or_problem(directory: Place) -> CheckpointSummary:
