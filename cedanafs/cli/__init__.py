@@ -42,6 +42,7 @@ cedanafs.add_command(look.repair)
 cedanafs.add_command(bases.rm)
 cedanafs.add_command(bases.flatten)
 cedanafs.add_command(prune.prune)
+cedanafs.add_command(prune.copy)
 cedanafs.add_command(hook.hook)
 cedanafs.add_command(check.check)
 

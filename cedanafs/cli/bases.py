@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
-from cedanafs import errors
+from cedanafs import keep
 from cedanafs.cli.common import PlaceArgument
-from cedanafs.fs.mounts import mount_holding, mount_of_store
-from cedanafs.images import remove_mounted
+from cedanafs.fs.mounts import mount_holding
 from cedanafs.progress import human
-from cedanafs.shard import bases
 from cedanafs.shard import flatten as flattening
 from cedanafs.shard.place import Place
 
@@ -21,18 +17,7 @@ from cedanafs.shard.place import Place
 @click.option("--force", is_flag=True, help="Even if others need it.")
 def rm(checkpoint: Place, force: bool) -> None:
     """Remove CHECKPOINT, unless others have it as their base."""
-    mount = mount_holding(checkpoint)
-    path = mount.store_path(checkpoint) if mount else checkpoint
-    in_mount = Path(str(checkpoint))
-    if mount is None and (mount := mount_of_store(path.absolute().parent)) is not None:
-        in_mount = mount.mountpoint / path.name
-    if mount is None:
-        bases.remove(path, even_if_used=force)
-    elif force:
-        raise errors.UsageError(f"--force: {mount.mountpoint} is mounted: unmount it first")
-    else:
-        bases.refuse_if_used(path, "remove it")
-        remove_mounted(in_mount)
+    keep.remove(checkpoint, force=force)
 
 
 @click.command()

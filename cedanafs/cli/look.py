@@ -98,7 +98,7 @@ def inspect(checkpoint: Place, sections: tuple[str, ...], everything: bool, as_j
         click.echo()
         echo_section(section, found, dump)
     for problem in dump.problems:
-        click.echo(printable(f"not shown: {problem}"), err=True)
+        click.echo(printable(f"not shown: {problem}"))
 
 
 @click.command()

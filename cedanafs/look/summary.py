@@ -14,6 +14,7 @@ from cedanafs.shard.opening import Opened
 from cedanafs.shard.place import Place
 from cedanafs.shard.segments import is_shard_name
 from cedanafs.shard.store import directory_at
+from cedanafs.shard.transfer import is_unfinished_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +76,14 @@ class CheckpointSummary:
 def list_store(store: Place) -> Iterator[CheckpointSummary]:
     """Every checkpoint in *store* and below, by path; damaged ones too, with what is wrong.
 
+    What an interrupted copy has left is none.
+
     Raises: StoreError when a directory cannot be read.
     """
     top = directory_at(store)
     top.check(writable=False)
     for directory, names in top.walk():
-        if any(map(is_shard_name, names)):
+        if any(map(is_shard_name, names)) and not is_unfinished_copy(directory.name):
             yield _or_problem(directory)
 
 

@@ -77,7 +77,7 @@ def test_what_is_no_dump_is_shown_all_the_same(tmp_path: Path) -> None:
     done = CliRunner().invoke(inspect, [str(tmp_path), "--images"])
     assert done.exit_code == 0, done.output
     assert "notes.txt" in done.output
-    assert "not shown: pstree.img is missing" in done.stderr
+    assert "not shown: pstree.img is missing" in done.stdout
 
 
 def test_hostile_names_and_a_circle_of_parents(tmp_path: Path) -> None:
