@@ -8,7 +8,18 @@ import sys
 import click
 
 from cedanafs import __version__, errors, log
-from cedanafs.cli import bases, check, hook, look, mounts, pack, process, prune, runc
+from cedanafs.cli import (
+    bases,
+    check,
+    hook,
+    look,
+    mount_helper,
+    mounts,
+    pack,
+    process,
+    prune,
+    runc,
+)
 from cedanafs.cli.common import exit_code, in_words
 
 
@@ -48,9 +59,24 @@ cedanafs.add_command(check.check)
 
 
 def main() -> None:
-    """Run a command. Whatever goes wrong is one line on stderr and an exit code of the table."""
+    """`cedanafs`."""
+    run_program(cedanafs)
+
+
+def mount_helper_main() -> None:
+    """`mount.cedanafs`, which mount(8) runs."""
+    run_program(mount_helper.mount)
+
+
+def umount_helper_main() -> None:
+    """`umount.cedanafs`, which umount(8) runs."""
+    run_program(mount_helper.umount)
+
+
+def run_program(command: click.Command) -> None:
+    """Run *command*. Whatever goes wrong is one line on stderr and an exit code of the table."""
     try:
-        cedanafs(standalone_mode=False)
+        command(standalone_mode=False)
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
     except click.Abort:

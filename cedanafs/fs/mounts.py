@@ -102,18 +102,33 @@ def unmount(mountpoint: Path) -> None:
         raise UsageError(f"{mountpoint} is no mount of cedanafs")
     _seal(mount)
     device = _device(mountpoint)
-    done = subprocess.run(
-        ["umount", "--", os.fspath(mountpoint)], capture_output=True, text=True, check=False
-    )
+    done = _umount(mountpoint)
     if done.returncode != 0:
         if "busy" in done.stderr:
             raise UsageError(
                 f"{mountpoint} is busy: close what is open in it (fuser -vm {mountpoint} shows who)"
             )
-        reason = " ".join(done.stderr.split()) or f"umount ended with {done.returncode}"
-        raise UsageError(f"cannot unmount {mountpoint}: {reason}")
+        raise _not_unmounted(mountpoint, done)
     if not mount.read_only:
         _wait_for_server(mount, device)
+
+
+def detach(mountpoint: Path) -> None:
+    """Take the mount away now; its server commits what it can. Raises: UsageError."""
+    done = _umount(mountpoint, "--lazy")
+    if done.returncode != 0:
+        raise _not_unmounted(mountpoint, done)
+
+
+def _umount(mountpoint: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Without its helper, which is `unmount` itself."""
+    command = ["umount", "--internal-only", *options, "--", os.fspath(mountpoint)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _not_unmounted(mountpoint: Path, done: subprocess.CompletedProcess[str]) -> UsageError:
+    reason = " ".join(done.stderr.split()) or f"umount ended with {done.returncode}"
+    return UsageError(f"cannot unmount {mountpoint}: {reason}")
 
 
 def _device(mountpoint: Path) -> str | None:

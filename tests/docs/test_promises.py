@@ -9,7 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PROOF = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
-PROMISING = ("semantics.md", "security.md", "reliability.md", "options.md", "drivers.md")
+PROMISING = (
+    "system.md",
+    "semantics.md",
+    "security.md",
+    "reliability.md",
+    "options.md",
+    "drivers.md",
+)
 
 
 @pytest.mark.parametrize("name", PROMISING)
