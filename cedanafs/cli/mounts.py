@@ -11,6 +11,7 @@ import click
 import trio
 
 from cedanafs import errors, log
+from cedanafs.cli import service
 from cedanafs.cli.common import (
     DEFAULT_LOG,
     EXIT_CODES,
@@ -40,6 +41,12 @@ from cedanafs.shard.place import Place
 @click.option("--allow-other", is_flag=True, help="Let other users in, by the files' modes.")
 @click.option("--foreground", "-f", is_flag=True, help="Serve in this process until stopped.")
 @click.option("--log-file", type=PathArgument, help=f"Where the server logs [{DEFAULT_LOG}].")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="json: an object in each line [text].",
+)
 @click.option("--ready-fd", type=int, hidden=True)
 @click.pass_context
 def mount(
@@ -60,6 +67,7 @@ def mount(
     allow_other: bool,
     foreground: bool,
     log_file: Path | None,
+    log_format: str,
     ready_fd: int | None,
 ) -> None:
     """Mount STORE at MOUNTPOINT: image directories there are checkpoints here.
@@ -88,11 +96,13 @@ def mount(
     if foreground:
         os.umask(0o077)  # the log, rotated or not, is nobody else's
         if log_file is not None:
-            log.to_file(log_file, verbose)
+            log.to_file(log_file, verbose, as_json=log_format == "json")
+        elif log_format == "json" or log.stderr_is_journal():
+            log.to_stderr(max(verbose, 1), as_json=log_format == "json")
         _serve(settings, mountpoint, ready_fd)
     else:
         check_before_mounting(settings, mountpoint)
-        _serve_in_background(settings, mountpoint, log_file or DEFAULT_LOG, verbose)
+        _serve_in_background(settings, mountpoint, log_file or DEFAULT_LOG, log_format, verbose)
 
 
 def _serve(settings: MountSettings, mountpoint: Path, ready_fd: int | None) -> None:
@@ -101,7 +111,11 @@ def _serve(settings: MountSettings, mountpoint: Path, ready_fd: int | None) -> N
             if ready_fd is not None:
                 os.write(ready_fd, b"ready")
                 os.close(ready_fd)
-            await until_stopped()
+            service.tell("READY=1", f"STATUS=serving {settings.store} at {mountpoint}")
+            try:
+                await until_stopped()
+            finally:
+                service.tell("STOPPING=1", "STATUS=committing and unmounting")
 
     try:
         trio.run(serve)
@@ -116,13 +130,13 @@ def _serve(settings: MountSettings, mountpoint: Path, ready_fd: int | None) -> N
 
 
 def _serve_in_background(
-    settings: MountSettings, mountpoint: Path, log_file: Path, verbose: int
+    settings: MountSettings, mountpoint: Path, log_file: Path, log_format: str, verbose: int
 ) -> None:
     read_end, write_end = os.pipe()
     paths = {"--spill": settings.spill, "--cache-dir": settings.cache_dir}
     command = [
         sys.executable, "-m", "cedanafs", *["-v"] * verbose, "mount", "--foreground",
-        f"--ready-fd={write_end}", f"--log-file={log_file}",
+        f"--ready-fd={write_end}", f"--log-file={log_file}", f"--log-format={log_format}",
         f"--stream={settings.shards}", f"--compression={settings.codec}",
         f"--memory-limit={settings.memory_limit}", f"--store-timeout={settings.store_timeout_s}",
         f"--cache-size={settings.cache_size}",
