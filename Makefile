@@ -7,7 +7,7 @@ SOAK_MINUTES := 10
 RESULTS := docs/benchmarks/results.json
 
 help:
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
 setup: machine .venv/.criu ## install what demo, test and bench need
 
@@ -56,8 +56,8 @@ clean: ## remove all that was built or installed here; system packages stay
 system:
 	@scripts/setup-system
 
-programs: # that tests/live dumps at work
-	@scripts/setup-system redis-server postgresql nodejs
+programs: # that tests/live dumps at work, and that complete and show what we print
+	@scripts/setup-system redis-server postgresql nodejs zsh fish
 
 machine:
 	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))

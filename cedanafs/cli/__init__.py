@@ -11,6 +11,7 @@ from cedanafs import __version__, errors, log
 from cedanafs.cli import (
     bases,
     check,
+    completion,
     hook,
     look,
     mount_helper,
@@ -56,6 +57,7 @@ cedanafs.add_command(prune.prune)
 cedanafs.add_command(prune.copy)
 cedanafs.add_command(hook.hook)
 cedanafs.add_command(check.check)
+cedanafs.add_command(completion.completion)
 
 
 def main() -> None:
