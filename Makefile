@@ -35,6 +35,11 @@ soak: machine .venv/.criu ## look for rare failures, SOAK_MINUTES=10 of each kin
 	.venv/bin/python tests/fuzz/soak.py --minutes $(SOAK_MINUTES)
 	.venv/bin/python tests/faults/soak.py --minutes $(SOAK_MINUTES)
 
+man: build/man/cedanafs.1 ## write the man pages into build/man
+
+build/man/cedanafs.1: $(wildcard cedanafs/*.py cedanafs/*/*.py) scripts/man-pages .venv/.packages
+	.venv/bin/python scripts/man-pages build/man
+
 clean: ## remove all that was built or installed here; system packages stay
 	rm -rf .venv *.egg-info .*_cache .hypothesis build dist
 
@@ -57,10 +62,10 @@ system:
 	@scripts/setup-system
 
 programs: # that tests/live dumps at work, and that complete and show what we print
-	@scripts/setup-system redis-server postgresql nodejs zsh fish
+	@scripts/setup-system redis-server postgresql nodejs zsh fish man-db
 
 machine:
 	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))
 	$(if $(wildcard /dev/fuse),,$(error there is no /dev/fuse: load the kernel module fuse, or hand the device to the container))
 
-.PHONY: help setup demo test lint bench figures soak clean system programs machine
+.PHONY: help setup demo test lint bench figures soak man clean system programs machine
