@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, cast
 
 import click
 import trio
+from click.shell_completion import CompletionItem
 
 from cedanafs import errors, log
 from cedanafs.config import (
@@ -50,6 +51,11 @@ class _Place(click.ParamType[Place]):
         return (
             place_of(os.fsdecode(value)) if isinstance(value, str | bytes) else cast(Place, value)
         )
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return PathArgument.shell_complete(ctx, param, incomplete)
 
 
 PlaceArgument: Final = _Place()
