@@ -17,6 +17,9 @@ demo: machine .venv/.criu ## checkpoint and restore a process through a mount
 test: machine lint .venv/.criu programs ## lint, then run the tests (PYTEST_ARGS="-x -k mount" picks some)
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
+test-full: PYTEST_ARGS += -m "full or not full"
+test-full: test ## the same with tests that take longer than a minute
+
 lint: .venv/.packages ## check style, types and the order of imports
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
@@ -39,6 +42,14 @@ man: build/man/cedanafs.1 ## write the man pages into build/man
 
 build/man/cedanafs.1: $(wildcard cedanafs/*.py cedanafs/*/*.py) scripts/man-pages .venv/.packages
 	.venv/bin/python scripts/man-pages build/man
+
+wheel: man ## build dist/*.whl, man pages included
+	rm -rf build/lib build/bdist.*
+	.venv/bin/python -m build --quiet --wheel --outdir dist
+
+deb: wheel ## build dist/*.deb, for the Debian release that this is
+	@scripts/setup-system dpkg-dev binutils
+	scripts/build-deb dist/cedanafs-*.whl build/man dist
 
 clean: ## remove all that was built or installed here; system packages stay
 	rm -rf .venv *.egg-info .*_cache .hypothesis build dist
@@ -68,4 +79,4 @@ machine:
 	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))
 	$(if $(wildcard /dev/fuse),,$(error there is no /dev/fuse: load the kernel module fuse, or hand the device to the container))
 
-.PHONY: help setup demo test lint bench figures soak man clean system programs machine
+.PHONY: help setup demo test test-full lint bench figures soak man wheel deb clean system programs machine
