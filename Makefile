@@ -51,6 +51,9 @@ deb: wheel ## build dist/*.deb, for the Debian release that this is
 	@scripts/setup-system dpkg-dev binutils
 	scripts/build-deb dist/cedanafs-*.whl build/man dist
 
+docs: .venv/.packages ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
+
 clean: ## remove all that was built or installed here; system packages stay
 	rm -rf .venv *.egg-info .*_cache .hypothesis build dist
 
@@ -79,4 +82,4 @@ machine:
 	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))
 	$(if $(wildcard /dev/fuse),,$(error there is no /dev/fuse: load the kernel module fuse, or hand the device to the container))
 
-.PHONY: help setup demo test test-full lint bench figures soak man wheel deb clean system programs machine
+.PHONY: help setup demo test test-full lint bench figures soak man wheel deb docs clean system programs machine
