@@ -115,6 +115,21 @@ def test_umount_refuses_when_busy_and_not_when_lazy(
     machine.host.wait_for_servers(mnt)
 
 
+def test_umount_refuses_when_something_is_not_durable(
+    machine: Machine, store: Path, mnt: Path
+) -> None:
+    machine.ok("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", store)
+    options = f"uhelper=cedanafs,compression=none,log_file={machine.host.log}"
+    machine.ok("mount", "-t", "cedanafs", store, mnt, "-o", options)
+    machine.run("dd", "if=/dev/urandom", f"of={mnt}/pages-1.img", "bs=1M", "count=4")
+    done = machine.run("umount", mnt)
+    assert done.code == 4
+    assert "stays mounted, as something is not durable" in done.stderr
+    assert machine.run("mountpoint", "-q", mnt).code == 0
+    machine.ok("umount", "-l", mnt)
+    machine.host.wait_for_servers(mnt)
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
