@@ -21,6 +21,11 @@ def image(magic: str, *entries: dict[str, Any]) -> bytes:
     return out.getvalue()
 
 
+def run(vaddr: int, pages: int, flags: int = 4) -> dict[str, int]:
+    """An entry of a pagemap, for any pycriu: 4.2 has the count in a field of its own."""
+    return {"vaddr": vaddr, "nr_pages": pages, "compat_nr_pages": pages, "flags": flags}
+
+
 def process(
     pid: int, parent: int = 0, *, command: bytes = b"", name: str = "cooked", data: bytes = b""
 ) -> dict[str, bytes]:
@@ -29,8 +34,8 @@ def process(
         "start": DATA_AT,
         "end": DATA_AT + max(len(data), PAGE),
     }
-    runs = [{"vaddr": DATA_AT, "nr_pages": len(data) // PAGE, "flags": 4}] if data else []
-    runs.append({"vaddr": ARGUMENTS_AT, "nr_pages": 1, "flags": 4})
+    runs = [run(DATA_AT, len(data) // PAGE, 4)] if data else []
+    runs.append(run(ARGUMENTS_AT, 1, 4))
     zeros = {"blk_sigset": 0, "exit_code": 0, "flags": 0, "personality": 0}
     mm = dict.fromkeys(
         ("mm_start_code", "mm_end_code", "mm_start_data", "mm_end_data", "mm_start_brk",

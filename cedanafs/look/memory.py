@@ -34,13 +34,16 @@ class Run(NamedTuple):
 
 
 class ProcessPages:
-    """The pages of process *pid* that the checkpoint has. Raises: CheckpointError, MachineError."""
+    """The pages of process *of* that the checkpoint has, or of the shared memory "shmem-ID".
 
-    def __init__(self, images: Images, pid: int) -> None:
+    Addresses are offsets then. Raises: CheckpointError, MachineError.
+    """
+
+    def __init__(self, images: Images, of: int | str) -> None:
         self._images = images
-        self._pid = pid
+        self._of = of
         self.runs: list[Run] = []
-        name = f"pagemap-{pid}.img"
+        name = f"pagemap-{of}.img"
         entries = images.entries(name, "PAGEMAP")
         head = next(entries, None)
         if head is None:
@@ -48,7 +51,7 @@ class ProcessPages:
         self.image_name = f"pages-{head.pages_id}.img"
         at = end = 0
         for entry in entries:
-            length = entry.nr_pages * PAGE
+            length = _count(entry, name) * PAGE
             if entry.vaddr < end:
                 raise CheckpointError(f"{name}: pages are not in the order of addresses")
             end = entry.vaddr + length
@@ -88,7 +91,7 @@ class ProcessPages:
             if run.in_parent:
                 data = self._of_parent().read(run.vaddr, run.length)
                 if data is None:
-                    raise CheckpointError(f"process {self._pid}: its parent lacks pages of it")
+                    raise CheckpointError(f"pagemap-{self._of}.img: its parent lacks pages of it")
                 out.append(data)
             else:
                 image = self._images.image(self.image_name)
@@ -100,9 +103,20 @@ class ProcessPages:
         if self._parent is None:
             parent = self._images.parent()
             if parent is None:
-                raise CheckpointError(f"process {self._pid}: pages of a parent, and there is none")
-            self._parent = ProcessPages(parent, self._pid)
+                raise CheckpointError(f"pagemap-{self._of}.img: needs a parent, and there is none")
+            self._parent = ProcessPages(parent, self._of)
         return self._parent
+
+
+def _count(entry: Any, name: str) -> int:
+    """The pages of a message of pagemap, which CRIU 4.2 counts in another field than those before.
+
+    Raises: CheckpointError when pycriu is older than the CRIU that wrote it.
+    """
+    count = int(entry.nr_pages or getattr(entry, "compat_nr_pages", 0))
+    if count == 0:
+        raise CheckpointError(f"{name}: written by a newer CRIU than this pycriu knows: update it")
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +147,15 @@ class Mapping:
     cells: tuple[Cell, ...]
 
 
-def mapping_of(images: Images, pages: ProcessPages | None, vma: Any, name: str) -> Mapping:
-    """What *vma*, a message of an mm image, is. Raises: CheckpointError."""
-    runs = list(pages.within(vma.start, vma.end)) if pages else []
+def mapping_of(
+    images: Images, pages: ProcessPages | None, vma: Any, name: str, *, shared: bool = False
+) -> Mapping:
+    """What *vma*, a message of an mm image, is; *pages* are its process's, or of *shared* memory.
+
+    Raises: CheckpointError.
+    """
+    at = vma.pgoff if shared else vma.start
+    runs = list(pages.within(at, at + vma.end - vma.start)) if pages else []
     own = [run for run in runs if not run.in_parent]
     total = sum(run.length for run in own)
     cells, stored, base_bytes = _cells(images, pages, own, total) if pages and own else ((), 0, 0)

@@ -35,6 +35,8 @@ _VMA_VSYSCALL: Final = 1 << 2  # CRIU's criu/include/image.h
 _VMA_VDSO: Final = 1 << 3
 _VMA_HEAP: Final = 1 << 5
 _VMA_FILE: Final = (1 << 6) | (1 << 7)
+_VMA_SHARED: Final = 1 << 8
+_VMA_MEMFD: Final = 1 << 14
 _VMA_SYSV: Final = 1 << 10
 _VMA_SOCKET: Final = 1 << 11
 _VMA_VVAR: Final = 1 << 12
@@ -183,9 +185,9 @@ class _Look:
         self._files = {
             entry.id: entry for entry in self._all("files.img", "FILES", wanted=bool(tree))
         }
-        self._memfds = {
-            entry.inode_id: entry.name for entry in self._all("memfd.img", "MEMFD_INODE")
-        }
+        inodes = self._all("memfd.img", "MEMFD_INODE")
+        self._memfds = {entry.inode_id: entry.name for entry in inodes}
+        self._shared = {entry.inode_id: entry.shmid for entry in inodes}
         self._cgroups = self._tried(lambda: _cgroup_paths(self._images)) or {}
         inventory = self._tried(lambda: self._images.first("inventory.img", "INVENTORY"))
         processes = tuple(self._process(entry) for entry in tree)
@@ -267,14 +269,22 @@ class _Look:
         pages = self._tried(lambda: ProcessPages(self._images, pid))
         if pages is not None:
             found["command"] = self._tried(lambda: _command(pages, mm)) or ()
-        stack = mm.mm_start_stack
         mappings = self._tried(
-            lambda: tuple(
-                mapping_of(self._images, pages, vma, self._mapping_name(vma, stack))
-                for vma in mm.vmas
-            )
+            lambda: tuple(self._mapping(pages, vma, mm.mm_start_stack) for vma in mm.vmas)
         )
         return found | {"mappings": mappings or ()}
+
+    def _mapping(self, pages: ProcessPages | None, vma: Any, stack: int) -> MemoryMapping:
+        name = self._mapping_name(vma, stack)
+        shared = vma.shmid
+        if vma.status & _VMA_MEMFD and vma.shmid in self._files:
+            shared = self._shared.get(self._files[vma.shmid].memfd.inode_id, 0)
+        of = f"shmem-{shared}"
+        is_shared = vma.flags & 1 and vma.status & (_VMA_SHARED | _VMA_MEMFD)
+        if is_shared and f"pagemap-{of}.img" in self._images:
+            memory = self._tried(lambda: ProcessPages(self._images, of))
+            return mapping_of(self._images, memory, vma, name, shared=True)
+        return mapping_of(self._images, pages, vma, name)
 
     def _mapping_name(self, vma: Any, stack: int) -> str:
         for bit, name in _VMA_NAMES:

@@ -56,6 +56,14 @@ def test_a_tree_with_its_memory_and_files(host: Host, store: Path, start: StartW
     assert (listed["process"], listed["processes"]) == ("python3", 5)
 
 
+def test_shared_memory(host: Host, store: Path, start: StartWorkload) -> None:
+    work = start("shm", size_mib=4)
+    path = host.ok("dump", "process", work.pid, "--dir", store, "--leave-running").last_line
+    for process in _inspected(host, path)["dump"]["processes"]:
+        shared = [each for each in process["mappings"] if each["protection"].endswith("s")]
+        assert sum(each["image_bytes"] for each in shared) >= 4 << 20
+
+
 def test_a_listening_socket(host: Host, store: Path, start: StartWorkload) -> None:
     work = start("tcplisten")
     port = work.ask()["port"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from crafted import ARGUMENTS_AT, DATA_AT, PAGE, dump_of, image, process
+from crafted import ARGUMENTS_AT, DATA_AT, PAGE, dump_of, image, process, run
 from writing import make_checkpoint, writing
 
 from cedanafs.cli.look import inspect
@@ -105,8 +105,8 @@ def test_every_process_of_a_tree_is_drawn_once() -> None:
 
 def test_pages_out_of_order_or_beyond_the_image(tmp_path: Path) -> None:
     whole = dump_of((1, 0)) | process(1, command=b"serve\0")
-    far = {"vaddr": DATA_AT, "nr_pages": 1 << 20, "flags": 4}
-    stack = {"vaddr": ARGUMENTS_AT, "nr_pages": 1, "flags": 4}
+    far = run(DATA_AT, 1 << 20, 4)
+    stack = run(ARGUMENTS_AT, 1, 4)
     runs = {
         "beyond": [far, stack],
         "backwards": [stack, far],
