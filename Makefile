@@ -76,7 +76,7 @@ system:
 	@scripts/setup-system
 
 programs: # that tests/live dumps at work, and that complete and show what we print
-	@scripts/setup-system redis-server postgresql nodejs zsh fish man-db
+	@scripts/setup-system redis-server postgresql nodejs zsh fish man-db chromium
 
 machine:
 	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))

@@ -243,3 +243,13 @@ def write_pid(pid_file: Path, pid: int) -> None:
         raise errors.StoreError(
             f"process {pid} is restored, but {pid_file} cannot be written: {exc.strerror}"
         ) from exc
+
+
+def write_private(file: Path, text: str) -> None:
+    """For the user alone, as command lines may be in it. Raises: StoreError."""
+    try:
+        fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="utf-8", errors="backslashreplace") as opened:
+            opened.write(text)
+    except OSError as exc:
+        raise errors.StoreError(f"cannot write {file}: {exc.strerror}") from exc

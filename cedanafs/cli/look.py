@@ -9,7 +9,16 @@ from typing import Final
 
 import click
 
-from cedanafs.cli.common import F, PathArgument, PlaceArgument, echo_json, printable, running_total
+from cedanafs.cli.common import (
+    F,
+    PathArgument,
+    PlaceArgument,
+    echo_json,
+    printable,
+    running_total,
+    write_private,
+)
+from cedanafs.cli.page import page
 from cedanafs.cli.shown import (
     SECTIONS,
     echo_processes,
@@ -79,12 +88,27 @@ _SECTION_HELP: Final = {
 @click.argument("checkpoint", type=PlaceArgument)
 @_section_options
 @click.option("--all", "everything", is_flag=True, help="Show all of that.")
+@click.option(
+    "--html", "html_file", type=PathArgument, metavar="FILE",
+    help="Write it as a page for a browser, with pictures.",
+)  # fmt: skip
 @json_option
-def inspect(checkpoint: Place, sections: tuple[str, ...], everything: bool, as_json: bool) -> None:
+def inspect(
+    checkpoint: Place,
+    sections: tuple[str, ...],
+    everything: bool,
+    html_file: Path | None,
+    as_json: bool,
+) -> None:
     """Show what is in CHECKPOINT: processes, shards, and what the options name."""
     with Images.open(checkpoint) as images:
         found = summary_of(images)
         dump = dump_in(images)
+    if html_file is not None:
+        write_private(html_file, page(found, dump))
+        click.echo(f"{html_file}: written", err=True)
+        if not as_json:
+            return
     if as_json:
         echo_json(_as_json(found, brief=False) | {"dump": as_plain(dump)})
         return

@@ -74,13 +74,15 @@ def echo_summary(found: CheckpointSummary, dump: Dump) -> None:
 
 
 def frozen_in_words(stats: DumpStats) -> str:
+    frozen, freezing = in_ms(stats.frozen_time_us), in_ms(stats.freezing_time_us)
+    taken, written = in_ms(stats.memdump_time_us), in_ms(stats.memwrite_time_us)
     return (
-        f"frozen for {_ms(stats.frozen_time_us)} after {_ms(stats.freezing_time_us)} of freezing; "
-        f"memory taken in {_ms(stats.memdump_time_us)}, written in {_ms(stats.memwrite_time_us)}"
+        f"frozen for {frozen}, {taken} of it to take its memory ({written} to write it), "
+        f"after {freezing} of freezing"
     )
 
 
-def _ms(time_us: int) -> str:
+def in_ms(time_us: int) -> str:
     return f"{time_us / 1e6:.2f} s" if time_us >= 10_000_000 else f"{time_us / 1000:.1f} ms"
 
 
@@ -162,8 +164,10 @@ def echo_shards(found: CheckpointSummary) -> None:
     echo_table(rows, right=(1, 2, 3, 4))
 
 
-def echo_section(section: str, found: CheckpointSummary, dump: Dump) -> None:
-    """One of SECTIONS."""
+def section_rows(
+    section: str, found: CheckpointSummary, dump: Dump
+) -> tuple[list[tuple[str, ...]], tuple[int, ...]]:
+    """One of SECTIONS: its head and rows, and which columns are aligned to the right."""
     rows: list[tuple[str, ...]] = []
     right: tuple[int, ...] = ()
     match section:
@@ -221,6 +225,12 @@ def echo_section(section: str, found: CheckpointSummary, dump: Dump) -> None:
                 (i.name + (f" -> {i.symlink_to}" if i.symlink_to else ""), str(i.bytes), i.mode)
                 for i in found.images
             ]
+    return rows, right
+
+
+def echo_section(section: str, found: CheckpointSummary, dump: Dump) -> None:
+    """One of SECTIONS."""
+    rows, right = section_rows(section, found, dump)
     if len(rows) > 1:
         echo_table(rows, right=right)
     else:
