@@ -12,6 +12,7 @@ from cedanafs.cli import (
     bases,
     check,
     completion,
+    diff,
     hook,
     look,
     mount_helper,
@@ -47,6 +48,7 @@ process.dump.add_command(runc.dump_runc)
 process.restore.add_command(runc.restore_runc)
 cedanafs.add_command(look.list_)
 cedanafs.add_command(look.inspect)
+cedanafs.add_command(diff.diff)
 cedanafs.add_command(look.verify)
 cedanafs.add_command(look.extract)
 cedanafs.add_command(pack.pack)
