@@ -80,6 +80,8 @@ class FrameCache:
                 self._left_bytes -= len(stored)
                 if self._left_bytes < 0:
                     self._make_room()
+        except FileNotFoundError:  # somebody has removed the directory, which was empty
+            pass
         except OSError as exc:
             self._complain(exc)
 
