@@ -245,6 +245,12 @@ class Host:
         """Where dumps and restores have mounted checkpoints of ours for themselves."""
         return [place for place in self._mountpoints() if place.parent == RUNTIME_DIR]
 
+    def criu_wrote_all(self) -> bool:
+        """Whether CRIU, in a dump that is under way, asks if the tasks may die or go on."""
+        logs = list(self.temporary.glob("cedanafs-dump-*/dump.log"))
+        said = "Running post-dump scripts"
+        return any(said in log.read_text(errors="replace") for log in logs)
+
     # What is left.
 
     def leftovers(self) -> list[str]:

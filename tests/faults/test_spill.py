@@ -16,12 +16,6 @@ TAKEN = 8 * MIB
 HANGS = Fault("write", hang=True, after_bytes=TAKEN, where="/x/")
 
 
-def criu_has_written_all(host: Host) -> bool:
-    """Whether CRIU asks if the tasks may die, or has let them go on."""
-    logs = list(host.temporary.glob("cedanafs-dump-*/dump.log"))
-    return any("Running post-dump scripts" in log.read_text(errors="replace") for log in logs)
-
-
 def in_store(faulty: FaultyStore) -> int:
     return sum(path.stat().st_size for path in (faulty.backing / "x").glob("img-*"))
 
@@ -37,7 +31,7 @@ def test_the_dump_is_over_before_the_store_has_it(
         faulty.healed_at_the_end(),
         host.started(*scene.dump(*LIMITS, "--spill", spill, mode)) as dump,
     ):
-        poll(lambda: criu_has_written_all(host), "CRIU's last image")
+        poll(host.criu_wrote_all, "CRIU's last image")
         assert in_store(faulty) <= TAKEN
         if mode == "--leave-running":
             scene.assert_unharmed()
@@ -83,7 +77,7 @@ def test_a_full_spill_is_back_pressure(
             line = next(line for line in dump.stderr if "--spill" in line)
             assert "takes no more" in line
             assert str(spill) in line
-            assert not criu_has_written_all(host)
+            assert not host.criu_wrote_all()
             faulty.heal()
             _, said = dump.communicate(timeout=60)
             assert dump.returncode == 0, said
