@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from functools import partial
 from typing import Final, TypeVar
 
-from cedanafs.shard.workers import Workers, settle
+from cedanafs.shard.workers import Workers
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -19,23 +19,32 @@ _IDLE: Final[list[Workers]] = []
 os.register_at_fork(after_in_child=_IDLE.clear)
 
 
-def on_each(job: Callable[[S], T], items: Sequence[S]) -> list[T]:
-    """What *job* returns for each of *items*, on as many threads. Blocks.
+FAR_S: Final = 0.002
+"""What takes longer is worth a thread: handing it over takes a tenth of a millisecond."""
 
-    Raises: the first failure, in the order of *items*, when all have ended.
+
+def on_each(job: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """What *job* returns for each of *items*. Blocks.
+
+    One after the other, as long as that is quick, as on a local store; as soon as it is not, all
+    others at the same time. Raises: the first failure, in the order of *items*, when all that were
+    begun have ended.
     """
-    futures: list[Future[T]] = [Future() for _ in items]
-    hands = [_thread() for _ in items[1:]]
-    for hand, item, future in zip(hands, items[1:], futures[1:], strict=True):
-        hand.put(partial(settle, future, partial(job, item)))
-    if items:
-        settle(futures[0], partial(job, items[0]))
+    results: list[T] = []
+    for item in items:
+        begun_s = time.monotonic()
+        results.append(job(item))
+        if time.monotonic() - begun_s > FAR_S:
+            break
+    left = items[len(results) :]
+    hands = [_thread() for _ in left]
+    futures = [hand.submit(partial(job, item)) for hand, item in zip(hands, left, strict=True)]
     failures = [future.exception() for future in futures]
     _IDLE.extend(hands)
     for failure in failures:
         if failure is not None:
             raise failure
-    return [future.result() for future in futures]
+    return results + [future.result() for future in futures]
 
 
 def _thread() -> Workers:
