@@ -7,7 +7,7 @@ import fnmatch
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -19,11 +19,13 @@ from cedanafs.errors import UsageError
 from cedanafs.fs.mounts import mount_holding, mounts
 from cedanafs.look import inspect, list_store
 from cedanafs.progress import TerminalReport, human
-from cedanafs.shard import leftovers
 from cedanafs.shard.place import ObjectPath, Place, path_below, place_of
 from cedanafs.shard.segments import is_shard_name
 from cedanafs.shard.store import directory_at
 from cedanafs.shard.transfer import copy as copy_shards
+
+if TYPE_CHECKING:
+    from cedanafs.shard import leftovers
 
 LEFTOVERS_S: Final = 24 * 3600.0
 """Of object stores what is younger may be of a dump that is under way."""
@@ -94,6 +96,8 @@ def prune(
         return
     failures = keep.remove_all(verdicts)
     if isinstance(store, ObjectPath):
+        from cedanafs.shard import leftovers
+
         leftovers.remove(store, left)
     for failure in failures[:-1]:
         click.echo(printable(f"cedanafs: {failure}"), err=True)
@@ -108,6 +112,8 @@ def _leftovers(store: Place) -> list[leftovers.Leftover]:
         return []
     if store.scheme == "gs":
         click.echo("uploads are not looked for: set the bucket's lifecycle to end them", err=True)
+    from cedanafs.shard import leftovers  # object stores are an extra
+
     return leftovers.leftovers(store, LEFTOVERS_S)
 
 
