@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pycriu
 import pytest
 from host import Host
 
@@ -22,7 +23,8 @@ mount -t overlay -o lowerdir=/,upperdir=$DISK/upper,workdir=$DISK/work overlay $
 for each in dev proc sys; do mount --rbind /$each $DISK/root/$each; done
 mount -t tmpfs tmpfs $DISK/root/tmp
 cp $DEB $DISK/root/tmp/cedanafs.deb
-exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 chroot $DISK/root sh -euxc "$SCRIPT"
+exec env -i PYCRIU=$PYCRIU PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \\
+    chroot $DISK/root sh -euxc "$SCRIPT"
 """
 
 AS_A_USER = """
@@ -36,6 +38,10 @@ man mount.cedanafs | grep MOUNTPOINT
 bash -c '. /usr/share/bash-completion/completions/cedanafs; complete -p cedanafs'
 grep ExecStart=/usr/bin/cedanafs /usr/lib/systemd/system/cedanafs@.service
 systemd-analyze verify --man=no cedanafs@web.service
+ln -sfn $PYCRIU /usr/lib/python3/dist-packages/pycriu
+cedanafs check >/tmp/checked || true
+grep '^ok *pycriu: ' /tmp/checked
+grep '^ok .*mounted, written, read and unmounted' /tmp/checked
 mkdir -p /tmp/store /tmp/mnt
 mount -t cedanafs /tmp/store /tmp/mnt -o stream=2,compression=lz4,uhelper=cedanafs
 findmnt /tmp/mnt
@@ -80,7 +86,8 @@ def test_the_wheel_in_a_new_environment(built: Path, tmp_path: Path) -> None:
     subprocess.run(["/usr/bin/python3", "-m", "venv", tmp_path / "venv"], check=True)
     programs = tmp_path / "venv/bin"
     (wheel,) = built.glob("*.whl")
-    subprocess.run([programs / "pip", "install", "-qq", wheel], check=True)
+    command = ["env", "--unset=PYTHONPATH", programs / "pip", "install", "-qq", wheel]
+    subprocess.run(command, check=True)
     environment = {"PATH": f"{programs}:{os.defpath}", "LANG": "C.UTF-8"}
     for command in (
         "cedanafs --version",
@@ -100,7 +107,10 @@ def test_the_package_in_a_copy_of_this_machine(built: Path, host: Host) -> None:
     (package,) = built.glob("*.deb")
     done = host.shell(
         "unshare", "--mount", "sh", "-euc", IN_A_COPY_OF_THIS_MACHINE,
-        env={"DISK": str(host.make("disk")), "DEB": str(package), "SCRIPT": AS_A_USER},
+        env={
+            "DISK": str(host.make("disk")), "DEB": str(package), "SCRIPT": AS_A_USER,
+            "PYCRIU": str(Path(pycriu.__path__[0]).resolve()),  # as python3-pycriu has it
+        },
     )  # fmt: skip
     assert done.code == 0, done
     assert done.last_line == "all of it"
