@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, TypeVar
@@ -16,6 +15,7 @@ from typing import Any, Final, TypeVar
 from cedanafs.criu import messages
 from cedanafs.criu.stats import STATS_DUMP, DumpStats, parse_stats
 from cedanafs.errors import CheckpointError
+from cedanafs.look.containers import cgroup_paths, container_of
 from cedanafs.look.files import OpenFile, open_file
 from cedanafs.look.images import Images
 from cedanafs.look.memory import Mapping as MemoryMapping
@@ -50,11 +50,6 @@ _VMA_NAMES: Final = (
     (_VMA_SOCKET, "[packet socket]"),
     (_VMA_AIO, "[aio ring]"),
 )
-
-_CONTAINER: Final = re.compile(
-    r"(?:(?:libpod|docker|crio|cri-containerd|crun|runc)-)?(.+?)(?:\.scope)?"
-)
-_MOUNTS_IMAGE: Final = re.compile(r"mountpoints-[0-9]+\.img")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,28 +145,6 @@ def dump_in(images: Images) -> Dump:
     return _Look(images).dump()
 
 
-@dataclass(frozen=True, slots=True)
-class Glance:
-    """A dump in a few words: its first process, how many there are, and the container's id."""
-
-    process: str
-    processes: int
-    container: str | None
-
-
-def glance_at(images: Images) -> Glance:
-    """Reads a few of the smallest images. Raises: CheckpointError, StoreError, MachineError."""
-    tree = list(images.entries("pstree.img", "PSTREE"))
-    if not tree:
-        raise CheckpointError("pstree.img is empty")
-    core = images.first(f"core-{tree[0].pid}.img", "CORE")
-    container = None
-    if any(map(_MOUNTS_IMAGE.fullmatch, images.names())):
-        group = core.thread_core.cg_set or core.tc.cg_set
-        container = _container_of(_cgroup_paths(images).get(group, ""))
-    return Glance(str(core.tc.comm), len(tree), container)
-
-
 class _Look:
     """One walk through the images of a dump."""
 
@@ -188,7 +161,7 @@ class _Look:
         inodes = self._all("memfd.img", "MEMFD_INODE")
         self._memfds = {entry.inode_id: entry.name for entry in inodes}
         self._shared = {entry.inode_id: entry.shmid for entry in inodes}
-        self._cgroups = self._tried(lambda: _cgroup_paths(self._images)) or {}
+        self._cgroups = self._tried(lambda: cgroup_paths(self._images)) or {}
         inventory = self._tried(lambda: self._images.first("inventory.img", "INVENTORY"))
         processes = tuple(self._process(entry) for entry in tree)
         stats = None
@@ -199,7 +172,7 @@ class _Look:
         namespaces = self._namespaces(inventory, processes)
         container = None
         if processes and any(each.kind == "mnt" for each in namespaces):
-            container = _container_of(processes[0].cgroup)
+            container = container_of(processes[0].cgroup)
         written = self._mtime("inventory.img")
         frozen_us = stats.frozen_time_us if stats else 0
         if self._more_problems:
@@ -390,21 +363,3 @@ def _command(pages: ProcessPages, mm: Any) -> tuple[str, ...]:
 def _namespace_ids(ids: Any) -> dict[str, int]:
     """Of a message of task_kobj_ids; older ones do not know each kind."""
     return {kind: getattr(ids, f"{kind}_ns_id", 0) for kind in _NAMESPACES}
-
-
-def _cgroup_paths(images: Images) -> dict[int, str]:
-    """By the number of a set; of the controllers' paths in it the longest."""
-    if "cgroup.img" not in images:
-        return {}
-    return {
-        group.id: max((ctl.path for ctl in group.ctls), key=len, default="")
-        for entry in images.entries("cgroup.img", "CGROUP")
-        for group in entry.sets
-    }
-
-
-def _container_of(cgroup: str) -> str | None:
-    """The id that runtimes give the container's cgroup, where there is one."""
-    last = cgroup.rstrip("/").removesuffix("/container").rpartition("/")[2]
-    match = _CONTAINER.fullmatch(last)
-    return match[1] if match else None

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 from cedanafs.errors import CedanaFsError, CheckpointError, MachineError
+from cedanafs.look.containers import glance_at
 from cedanafs.look.images import Images
-from cedanafs.look.processes import glance_at
 from cedanafs.shard.audit import what_is_missing
 from cedanafs.shard.chain import PARENT
 from cedanafs.shard.opening import Opened
