@@ -214,7 +214,12 @@ def s3fs_mount(host: Host, bucket: Bucket, *options: str) -> Iterator[Path]:
     secret.chmod(0o600)
     temporary = host.make(f"s3fs-{number}-tmp")
     words = [
-        *(f"passwd_file={secret}", "use_path_request_style", f"url={bucket.endpoint}"),
+        *(
+            f"passwd_file={secret}",
+            "use_path_request_style",
+            "dbglevel=err",
+            f"url={bucket.endpoint}",
+        ),
         *(() if any(o.startswith("tmpdir=") for o in options) else (f"tmpdir={temporary}",)),
         *options,
     ]
@@ -250,16 +255,19 @@ def _served(
     host: Host, command: list[str], mountpoint: Path, environment: Mapping[str, str]
 ) -> Iterator[None]:
     """*command* in the foreground, serving *mountpoint*; unmounted and ended after the block."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=host.environment(**environment),
-    )
+    log = mountpoint.with_name(f"{mountpoint.name}.log")
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=host.environment(**environment),
+        )
 
     def mounted() -> bool:
-        assert process.poll() is None, f"{command} has ended with {process.returncode}"
+        code = process.poll()
+        assert code is None, f"{command} has ended with {code}: {log.read_text()}"
         return is_mounted(mountpoint)
 
     try:
