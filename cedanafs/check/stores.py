@@ -11,8 +11,17 @@ from pathlib import Path
 from typing import Final
 
 from cedanafs.check.findings import Finding, State
+from cedanafs.errors import StoreError
 from cedanafs.fs.mounts import mount_holding
 from cedanafs.progress import human
+from cedanafs.shard.filesystems import (
+    RCLONE,
+    Filesystem,
+    filesystem_of,
+    require_sound,
+    room_in,
+    scratch_of,
+)
 from cedanafs.shard.segments import is_shard_name
 
 LITTLE_SPACE: Final = 1 << 30
@@ -26,6 +35,12 @@ LAYERED: Final = frozenset({"overlay", "aufs"})
 def store(path: Path, *, full: bool = False) -> Iterator[Finding]:
     """Whether checkpoints can be kept at *path*; *full* looks at all that is there already."""
     try:
+        require_sound(path, writable=False)
+    except StoreError as exc:
+        message, _, advice = str(exc).rpartition(": ")
+        yield Finding("store", State.ERROR, message, advice)
+        return
+    try:
         seen = path.stat()
         if not stat.S_ISDIR(seen.st_mode):
             raise NotADirectoryError(0, "not a directory")
@@ -38,30 +53,50 @@ def store(path: Path, *, full: bool = False) -> Iterator[Finding]:
         advice = f"cedanafs check {mount.store}"
         yield Finding("store", State.ERROR, f"{message}: look at the store itself", advice)
         return
-    yield _kind(path)
+    found = filesystem_of(path)
+    yield _kind(path, found)
     yield _access(path, space.f_flag)
     free = space.f_bavail * space.f_frsize
     little = space.f_blocks and free < LITTLE_SPACE
     advice = f"df -h {path}; a dump needs as much as the memory, compressed" if little else ""
     state = State.WARNING if little else State.OK
     yield Finding("store space", state, f"{human(free)} free", advice)
+    if (scratch := scratch_of(found)) is not None:
+        yield _scratch(scratch)
     yield from _privacy(path, None if full else MAX_LOOKED_AT)
 
 
-def _kind(path: Path) -> Finding:
-    kind = _filesystem_type(path)
-    what = f"{path}, on {kind}"
-    if kind in VOLATILE:
+def _kind(path: Path, found: Filesystem) -> Finding:
+    what = f"{path}, on {found.kind}"
+    if found.kind in VOLATILE:
         message, advice = f"{what}: gone with the machine's memory", "choose a disk"
         return Finding("store", State.WARNING, message, advice)
-    if kind in LAYERED:
+    if found.kind in LAYERED:
         message = f"{what}: gone with the container"
         return Finding("store", State.WARNING, message, "mount a volume there, from the host")
+    if found.kind == RCLONE:
+        message = f"{what}: answers fsync before anything is uploaded; good to restore from, only"
+        advice = "to write use s3fs, or s3://BUCKET/PREFIX in place of the directory"
+        return Finding("store", State.ERROR, message, advice)
     return Finding("store", State.OK, what)
 
 
+def _scratch(scratch: Path) -> Finding:
+    """Room where s3fs keeps what it has not uploaded: full, it fails, or hangs for ever."""
+    try:
+        free = room_in(scratch)
+    except OSError as exc:
+        message = f"{scratch}, where s3fs keeps what is written: {exc.strerror}"
+        return Finding("s3fs space", State.WARNING, message, "mount it with -o tmpdir=DIRECTORY")
+    message = f"{human(free)} free in {scratch}, where s3fs keeps a dump until it is uploaded"
+    if free < LITTLE_SPACE:
+        advice = "mount it with -o tmpdir=DIRECTORY on a larger disk"
+        return Finding("s3fs space", State.WARNING, message, advice)
+    return Finding("s3fs space", State.OK, message)
+
+
 def _access(path: Path, flags: int) -> Finding:
-    """A file really written, fsynced with its directory, read back and removed."""
+    """A file really written, fsynced with its directory, appended to, read back and removed."""
     name = "store access"
     advice = f"mount -o remount,rw {path}" if flags & os.ST_RDONLY else f"chmod u+rwx {path}"
     data = os.urandom(4096)
@@ -74,9 +109,13 @@ def _access(path: Path, flags: int) -> Finding:
         try:
             os.write(fd, data)
             os.fsync(fd)
-            same = os.pread(fd, len(data), 0) == data
         finally:
             os.close(fd)
+        with open(probe, "ab") as again:  # as the next commit does
+            again.write(data)
+            again.flush()
+            os.fsync(again.fileno())
+        same = Path(probe).read_bytes() == 2 * data
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
@@ -90,7 +129,7 @@ def _access(path: Path, flags: int) -> Finding:
             os.unlink(probe)
     if not same:
         return Finding(name, State.ERROR, "gives other bytes than were written", "dmesg | tail")
-    return Finding(name, State.OK, "written, fsynced and read")
+    return Finding(name, State.OK, "written, fsynced, appended to and read")
 
 
 def _privacy(path: Path, at_most: int | None) -> Iterator[Finding]:
@@ -147,14 +186,3 @@ def _privacy(path: Path, at_most: int | None) -> Iterator[Finding]:
 
 def _some(places: list[Path]) -> str:
     return f"{places[0]}" + (f" and {len(places) - 1} more" if len(places) > 1 else "")
-
-
-def _filesystem_type(path: Path) -> str:
-    wanted = path.stat().st_dev
-    device = f"{os.major(wanted)}:{os.minor(wanted)}"
-    kind = "an unknown file system"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        place, _, rest = line.partition(" - ")
-        if place.split(" ")[2] == device:
-            kind = rest.split(" ")[0]
-    return kind

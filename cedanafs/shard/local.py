@@ -21,6 +21,7 @@ from uuid import UUID
 from cedanafs.errors import CorruptShard, StoreBusy, StoreError
 from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import Bytes
+from cedanafs.shard.filesystems import SCRATCH_MARGIN, filesystem_of, room_in, scratch_of
 
 MAX_OFFSET: Final = 1 << 62
 """No file reaches it, and not every number of a shard can be an offset for the kernel."""
@@ -42,10 +43,11 @@ class LocalShard:
 
     atomic: Final = False
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int, *, writable: bool) -> None:
         self.path = path
         self.checkpoint: UUID | None = None
         self._fd = fd
+        self._scratch = scratch_of(filesystem_of(path)) if writable else None
         self._begun = 0  # before it the disk was told to begin
 
     @classmethod
@@ -53,7 +55,7 @@ class LocalShard:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         with _store_errors("create", path):
             try:
-                return cls(path, os.open(path, flags, 0o600))
+                return cls(path, os.open(path, flags, 0o600), writable=True)
             except FileExistsError:
                 raise
             except OSError:  # a network filesystem may fail behind it: then it is there
@@ -70,7 +72,7 @@ class LocalShard:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise CorruptShard(f"{path} is not a regular file")
-        return cls(path, fd)
+        return cls(path, fd, writable=writable)
 
     @property
     def name(self) -> str:
@@ -114,6 +116,7 @@ class LocalShard:
     def write_at(self, offset: int, buffers: Sequence[Bytes]) -> None:
         """All of *buffers* one after the other from *offset*, short writes continued."""
         with _store_errors("write", self.path):
+            self._require_room(sum(map(len, buffers)))
             left = [memoryview(b) for b in buffers]
             while left:
                 done = os.pwritev(self._fd, left, offset)
@@ -125,6 +128,15 @@ class LocalShard:
                 if done:
                     left[0] = left[0][done:]
         self._write_behind(offset)
+
+    def _require_room(self, length: int) -> None:
+        """Where s3fs keeps what is written: full, it would hang for ever. Raises: StoreError."""
+        if self._scratch is not None and room_in(self._scratch) < length + SCRATCH_MARGIN:
+            raise StoreError(
+                f"cannot write {self.path}: {self._scratch} is full, where s3fs keeps what it has "
+                "not uploaded: mount it with -o tmpdir=DIRECTORY on a larger disk",
+                os_errno=errno.ENOSPC,
+            )
 
     def _write_behind(self, end: int) -> None:
         """Waits for nothing; what the disk fails at then, `sync` reports."""
