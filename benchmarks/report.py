@@ -18,9 +18,13 @@ from pathlib import Path
 from benchmarks import goals, results
 from benchmarks.results import BASELINE, FIGURES, Experiment, Spread
 
-DUMP = ("frozen_s", "criu_s", "durable_s", "cpu_s", "machine_cpu_s", "dump_peak_mib", "stored_mib")
+DUMP = (
+    "frozen_s", "criu_s", "durable_s", "cpu_s", "machine_cpu_s", "dump_peak_mib", "stored_mib",
+    "sent_mib",
+)  # fmt: skip
 RESTORE = (
-    "restore_criu_s", "restore_s", "restore_cpu_s", "restore_machine_cpu_s", "restore_peak_mib"
+    "restore_criu_s", "restore_s", "restore_cpu_s", "restore_machine_cpu_s", "restore_peak_mib",
+    "received_mib",
 )  # fmt: skip
 CONDITIONS = {"memory_gib": "memory, GiB", "cedanafs": "cedanafs, commit", "disk": "stores on"}
 MARKED = re.compile(r"(?<=<!-- table: )([^>\n]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)

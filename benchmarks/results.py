@@ -26,11 +26,13 @@ FIGURES: dict[str, tuple[str, int]] = {
     "cpu_s": ("CPU s", 2),
     "machine_cpu_s": ("machine's CPU s", 2),
     "stored_mib": ("stored MiB", 0),
+    "sent_mib": ("sent MiB", 0),
     "dump_peak_mib": ("server's peak MiB", 0),
     "restore_criu_s": ("criu returns s", 2),
     "restore_s": ("answers s", 2),
     "restore_cpu_s": ("CPU s", 2),
     "restore_machine_cpu_s": ("machine's CPU s", 2),
+    "received_mib": ("received MiB", 0),
     "restore_peak_mib": ("server's peak MiB", 0),
 }
 """Each figure's heading and its digits."""
