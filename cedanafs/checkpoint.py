@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ from cedanafs.fs.mount import check_machine
 from cedanafs.images import Images, images_of_dump, images_of_restore
 from cedanafs.lazy import PageServer
 from cedanafs.progress import Report, human
+from cedanafs.shard.filesystems import filesystem_of, scratch_of
 from cedanafs.shard.place import Place
 
 
@@ -131,7 +133,7 @@ async def _dump_into(images: Images, target: Dumpable, work_dir: Path, report: R
         if failure is not None and isinstance(exc, CriuError):  # it failed as the store did
             raise StoreError(
                 f"{target.label} is not dumped, {images.kept_at} cannot be written: "
-                f"{failure.strerror}",
+                f"{failure.strerror}{_where_room_lacks(images.kept_at, failure)}",
                 os_errno=failure.errno,
             ) from exc
         raise
@@ -141,6 +143,16 @@ async def _dump_into(images: Images, target: Dumpable, work_dir: Path, report: R
             f"frozen for {figures.frozen_time_us / 1e6:.2f} s, "
             f"{human(figures.pages_written * os.sysconf('SC_PAGE_SIZE'))} of memory"
         )
+
+
+def _where_room_lacks(place: Place, failure: OSError) -> str:
+    """ENOSPC of s3fs is not about the bucket."""
+    if failure.errno != errno.ENOSPC or not isinstance(place, Path):
+        return ""
+    scratch = scratch_of(filesystem_of(place))
+    if scratch is None:
+        return ""
+    return f": {scratch} is full, where s3fs keeps what it has not uploaded (-o tmpdir=DIRECTORY)"
 
 
 @asynccontextmanager

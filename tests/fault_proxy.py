@@ -30,7 +30,7 @@ Kind = Literal["refuse", "reset", "stall", "status", "delay"]
 
 @dataclass(frozen=True, slots=True)
 class HttpFault:
-    """What befalls requests with *method*, if given, and *where*, a pattern, in their target.
+    """What befalls requests with *method*, if given, and *where* in their target; both patterns.
 
     refuse: no connection is taken, and those there are reset. reset: the connection is, behind
     *after_bytes* of the request's body. stall: the same, but nothing more moves, until `heal`.
@@ -219,7 +219,7 @@ class Proxy:
     def _meets(self, method: str, target: str) -> HttpFault | None:
         with self._lock:
             fault, wire = self._fault, self._wire
-            if fault is None or fault.method not in ("", method):
+            if fault is None or not re.fullmatch(fault.method or ".*", method):
                 return None
             if not re.search(fault.where, target):
                 return None

@@ -168,7 +168,11 @@ def rclone_server(directory: Path) -> Iterator[Server]:
         *(RCLONE, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}"),
         *("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", str(directory)),
     ]
-    server = Server(port, command, lambda name: (directory / name).mkdir())
+
+    def make_bucket(name: str) -> None:  # a directory made behind its back it sees only later
+        Bucket(name, server.endpoint).client().create_bucket(Bucket=name)
+
+    server = Server(port, command, make_bucket)
     try:
         server.start()
         yield server

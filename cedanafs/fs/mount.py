@@ -19,7 +19,6 @@ from cedanafs.config import MountSettings
 from cedanafs.errors import MachineError, UsageError
 from cedanafs.fs.filesystem import Filesystem, open_filesystem
 from cedanafs.fs.operations import Operations
-from cedanafs.shard.filesystems import require_sound
 from cedanafs.shard.store import directory_at
 
 logger = logging.getLogger(__name__)
@@ -85,7 +84,6 @@ def check_before_mounting(settings: MountSettings, mountpoint: Path) -> None:
     """Raises: MachineError, UsageError, StoreError, StoreBusy: what mounting would fail on."""
     check_machine()
     check_mountpoint(mountpoint)
-    require_sound(settings.store, writable=not settings.read_only)
     check_store(settings)
     if not settings.read_only:
         with directory_at(settings.store).locked(_IN_USE):

@@ -21,7 +21,13 @@ from uuid import UUID
 from cedanafs.errors import CorruptShard, StoreBusy, StoreError
 from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import Bytes
-from cedanafs.shard.filesystems import SCRATCH_MARGIN, filesystem_of, room_in, scratch_of
+from cedanafs.shard.filesystems import (
+    SCRATCH_MARGIN,
+    filesystem_of,
+    require_sound,
+    room_in,
+    scratch_of,
+)
 
 MAX_OFFSET: Final = 1 << 62
 """No file reaches it, and not every number of a shard can be an offset for the kernel."""
@@ -177,6 +183,7 @@ class LocalDirectory:
 
     def check(self, *, writable: bool) -> None:
         """Raises: StoreError when it is no store that can be read, or written if *writable*."""
+        require_sound(self.path, writable=writable)
         if not self.path.is_dir():
             raise StoreError(f"store {self.path} is not a directory")
         wanted = os.R_OK | os.X_OK | (os.W_OK if writable else 0)

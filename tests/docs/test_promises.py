@@ -16,6 +16,8 @@ PROMISING = (
     "reliability.md",
     "options.md",
     "drivers.md",
+    "stores.md",
+    "scale.md",
 )
 
 
