@@ -49,7 +49,7 @@ class LocalShard:
 
     atomic: Final = False
 
-    def __init__(self, path: Path, fd: int, *, writable: bool) -> None:
+    def __init__(self, path: Path, fd: int, *, writable: bool = False) -> None:
         self.path = path
         self.checkpoint: UUID | None = None
         self._fd = fd

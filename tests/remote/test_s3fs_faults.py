@@ -47,7 +47,6 @@ def assert_nothing_torn_is_taken_for_whole(host: Host, scene: Scene, bucket: Buc
 
 FATAL = {
     "refused before": HttpFault("refuse"),
-    "stalled before": HttpFault("stall"),
     "500 for the data": HttpFault("status", status=500, method="PUT", where="/x/img-2"),
     "503 for all": HttpFault("status", status=503, method="P(UT|OST)", where="/x/img-"),
     "reset within the data": HttpFault(
