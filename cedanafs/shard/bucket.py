@@ -58,7 +58,8 @@ class Bucket:
         self.url = f"{scheme}://{name}"
         self.scheme = scheme
         self.name = name
-        deadline_s = (timeout_s or _FOR_EVER_S) * 0.8
+        # Who waits for the store gives up after *timeout_s*: what it says is to come before.
+        deadline_s = (timeout_s or _FOR_EVER_S) * 0.6
         # A request that stalls is given up early enough to be tried once more.
         client: ClientConfig = {
             "timeout": timedelta(seconds=max(deadline_s / 2, 1)),
@@ -69,7 +70,7 @@ class Bucket:
             "retry_timeout": timedelta(seconds=deadline_s),
             "backoff": {
                 "init_backoff": timedelta(milliseconds=100),
-                "max_backoff": timedelta(seconds=5),
+                "max_backoff": timedelta(seconds=min(5, deadline_s / 8)),
                 "base": 2,
             },
         }
