@@ -6,9 +6,22 @@ the real readers are lenient (a file that never ends, a number that is skipped) 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
 
 MARKER_LIMIT = 10_240  # the real readers panic at this length
+CHUNK_LIMIT = 258_048  # as the real writers cut; readers took 8 MiB
+NAMES = "metadata.json"
+LARGE_FILES = (
+    r"pages-\d+\.img$",
+    r"ghost-file-\d+\.img$",
+    r"tcp-stream-.*\.img$",
+    r"rw-layer-\d+\.img$",
+)
+GPU_FILES = tuple(f"gpu-{kind}-" for kind in (
+    "calls", "mem", "ctx", "hostmem", "ctxshm", "virtmem", "envvars",
+))  # fmt: skip
 BOOKKEEPING = ".cedanafs"  # the extra, empty file in streams of codec none
 
 SEQ, FILENAME, FILE_DATA, FILE_EOF, IMAGE_EOF = range(1, 6)
@@ -19,8 +32,39 @@ class StreamError(ValueError):
     """The stream is not one that criu-image-streamer would have written."""
 
 
-def files_of(shards: Iterable[bytes]) -> dict[str, bytes]:
+def files_of(shards: Iterable[bytes], *, chunk_limit: int = 8 << 20) -> dict[str, bytes]:
     """The files in the decoded *shards* of one image, by name. Raises: StreamError."""
+    return _applied(_in_order(shards, chunk_limit), image_ends=True)
+
+
+def cedana_files_of(shards: Sequence[bytes]) -> dict[str, bytes]:
+    """The same in the layout of Cedana's fork, `metadata.json` not among them."""
+    if len(shards) < 2:
+        raise StreamError("Cedana's sets have two shards at least")
+    small = _applied(_in_order(shards[:1], CHUNK_LIMIT), image_ends=False)
+    large = _applied(_in_order(shards[1:], CHUNK_LIMIT), image_ends=True)
+    if not small or [*small][-1] != NAMES:
+        raise StreamError(f"the last small file is not {NAMES}")
+    names = json.loads(small.pop(NAMES))
+    if sorted(names) != sorted([*small, *large]):
+        raise StreamError(f"{NAMES} names {names}, there are {[*small, *large]}")
+    for name in small:
+        if _is_large(name):
+            raise StreamError(f"{name} among the small files")
+    for name in large:
+        if not _is_large(name):
+            raise StreamError(f"{name} among the large files")
+    return small | large
+
+
+def _is_large(name: str) -> bool:
+    if name.startswith(GPU_FILES):
+        return not ("gpu" in name and "size" in name)
+    return any(re.match(pattern, name) for pattern in LARGE_FILES)
+
+
+def _in_order(shards: Iterable[bytes], chunk_limit: int) -> list[tuple[str, str | int, bytes]]:
+    """All records as (which body, its value, payload), in the order of their numbers."""
     records: dict[int, tuple[str, str | int, bytes]] = {}
     for k, stream in enumerate(shards):
         last = -1
@@ -29,34 +73,48 @@ def files_of(shards: Iterable[bytes]) -> dict[str, bytes]:
                 raise StreamError(f"shard {k}: seq {seq} after {last}")
             if seq in records:
                 raise StreamError(f"seq {seq} twice")
+            if len(payload) > chunk_limit:
+                raise StreamError(f"seq {seq}: a chunk of {len(payload)} bytes")
+            if last >= 0 and records[last][0] == "image_eof":
+                raise StreamError(f"shard {k}: records behind image_eof")
             last = seq
             records[seq] = body, value, payload
     if sorted(records) != list(range(len(records))):
         raise StreamError("seq has a gap, or does not begin with 0")
+    return [records[seq] for seq in range(len(records))]
+
+
+def _applied(
+    records: Sequence[tuple[str, str | int, bytes]], *, image_ends: bool
+) -> dict[str, bytes]:
+    """The files that *records* make, in the order in which they ended."""
     files: dict[str, bytearray] = {}
-    ended: set[str] = set()
+    ended: dict[str, bytes] = {}
     current: str | None = None
-    for seq in range(len(records)):
-        body, value, payload = records[seq]
+    for seq, (body, value, payload) in enumerate(records):
         if body == "image_eof":
-            if seq != len(records) - 1:
-                raise StreamError(f"image_eof is seq {seq}, but records follow")
-            if open_files := files.keys() - ended:
+            if seq != len(records) - 1 or not image_ends:
+                raise StreamError(f"image_eof is seq {seq}, where the image does not end")
+            if open_files := files.keys() - ended.keys():
                 raise StreamError(f"image_eof, but no file_eof of {sorted(open_files)}")
-            return {name: bytes(data) for name, data in files.items()}
+            return ended
         if body == "filename":
             current = str(value)
+            if current in ended:
+                raise StreamError(f"{current} is selected at seq {seq}, but has ended")
             files.setdefault(current, bytearray())
         elif current is None:
             raise StreamError(f"{body} at seq {seq}, but no file is selected")
-        elif current in ended:
-            raise StreamError(f"{body} at seq {seq}, but {current} has ended")
         elif body == "data":
             files[current] += payload
         else:
-            ended.add(current)
+            ended[current] = bytes(files[current])
             current = None
-    raise StreamError("no image_eof")
+    if image_ends:
+        raise StreamError("no image_eof")
+    if open_files := files.keys() - ended.keys():
+        raise StreamError(f"no file_eof of {sorted(open_files)}")
+    return ended
 
 
 def _records(stream: bytes) -> Iterator[tuple[int, str, str | int, bytes]]:

@@ -143,11 +143,17 @@ def verify(checkpoint: Place, as_json: bool) -> None:
     if summary.commit == 0:
         raise CheckpointIncomplete(f"{checkpoint}: {summary.problem}")
     parents = chain(checkpoint.absolute())[1:]
-    if not as_json:
+    if not as_json and summary.foreign:
+        click.echo(
+            f"{checkpoint}: nothing is missing ({human(found.stored_bytes)}); that no byte has "
+            f"changed only its compression can tell, as {summary.tool} writes no checksums"
+        )
+    elif not as_json:
         click.echo(
             f"{checkpoint}: every byte is right "
             f"({found.frames} frames, {human(found.stored_bytes)})"
         )
+    if not as_json:
         if found.torn_bytes:
             click.echo(
                 f"  {human(found.torn_bytes)} behind commit {summary.commit} are not part of it: "

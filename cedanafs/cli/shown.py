@@ -51,7 +51,10 @@ def echo_summary(found: CheckpointSummary, dump: Dump) -> None:
         plural = "es" if count > 1 else ""
         click.echo(printable(f"  {of}{count} process{plural}: {dump.processes[0].title}"))
     sealed = ", sealed" if found.sealed else ""
-    click.echo(f"  {found.checkpoint}, commit {found.commit}{sealed}, by {found.tool}")
+    if found.foreign:
+        click.echo(f"  by {found.tool}: can only be read here, and has no checksums")
+    else:
+        click.echo(f"  {found.checkpoint}, commit {found.commit}{sealed}, by {found.tool}")
     if found.parent is not None:
         click.echo(printable(f"  builds on {found.parent}"))
     times = [f"created {when(found.created_ns)}"]

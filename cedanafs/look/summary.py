@@ -42,7 +42,8 @@ class CheckpointSummary:
     `parent` is what it builds on, as CRIU's link says, relative to it. `raw_bytes` counts the
     images as CRIU sees them, `stored_bytes` the shards up to the last commit; `shared_bytes` of the
     images are those of `base`. `process` is the name of the first of `processes`, None where CRIU's
-    images do not tell. Times are nanoseconds since 1970.
+    images do not tell. Times are nanoseconds since 1970. What another streamer has written, `tool`
+    says which, has no UUID in `checkpoint`, no times and no level of its codec.
     """
 
     path: str
@@ -67,6 +68,11 @@ class CheckpointSummary:
     container: str | None = None
     images: tuple[ImageSummary, ...] = ()
     shard_files: tuple[ShardSummary, ...] = ()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether another streamer has written it."""
+        return self.commit > 0 and self.checkpoint is None
 
     @property
     def ratio(self) -> float:
@@ -139,7 +145,7 @@ def _summary(opened: Opened) -> CheckpointSummary:
         state="complete" if problem is None else "incomplete",
         problem=problem,
         shards=len(opened.files),
-        codec=str(opened.codec),
+        codec=opened.codec.name if opened.foreign else str(opened.codec),
         commit=opened.commit,
         sealed=opened.sealed,
         checkpoint=str(opened.checkpoint) if opened.checkpoint else None,

@@ -79,7 +79,9 @@ def verify(directory: Place, progress: Progress = lambda _: None) -> Audit:
 
 
 def audit(opened: Opened, progress: Progress = lambda _: None) -> Audit:
-    """`verify` what is open already."""
+    """`verify` what is open already. Another streamer's was read through by that."""
+    if opened.foreign:
+        return Audit((), sum(map(len, opened.frames)), sum(opened.lengths), 0)
     damages: list[str] = []
     frames = 0
     for k, file in enumerate(opened.files):

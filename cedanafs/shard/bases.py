@@ -14,6 +14,7 @@ from cedanafs.shard.audit import require_complete
 from cedanafs.shard.codec import EXTENSIONS, codec_of
 from cedanafs.shard.commit import Base, digest_of
 from cedanafs.shard.contents import is_image_name
+from cedanafs.shard.foreign import REFUSED
 from cedanafs.shard.format import Carrier
 from cedanafs.shard.opening import MAX_CHAIN, Opened, open_checkpoint
 from cedanafs.shard.place import ObjectPath, Place
@@ -41,6 +42,8 @@ def take_base(directory: Place, name: str) -> tuple[Base, Opened]:
         raise UsageError(f"--base {name!r}: the name of another checkpoint beside {directory}")
     opened = open_checkpoint(path)
     try:
+        if opened.foreign:
+            raise UsageError(f"--base {name}: {REFUSED}")
         opened.files[0].lock_shared()
         if opened.files[0].length() != opened.lengths[0]:
             raise StoreBusy(f"{path}: is being written just now: no base yet")

@@ -6,14 +6,16 @@ calls of one checkpoint.
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
-from cedanafs.errors import CedanaFsError, StoreBusy, UsageError
+from cedanafs.errors import CedanaFsError, StoreBusy, StoreError, UsageError
 from cedanafs.shard.appender import Appender, cut
 from cedanafs.shard.at_once import on_each
 from cedanafs.shard.bases import take_base
 from cedanafs.shard.codec import Codec
 from cedanafs.shard.contents import Contents
+from cedanafs.shard.foreign import REFUSED
 from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
@@ -136,6 +138,8 @@ class Checkpoint:
             self._base = None
 
     def _go_on(self, opened: Opened, lanes: Lanes) -> Log:
+        if opened.foreign:
+            raise StoreError(f"{self.directory}: {REFUSED}", os_errno=errno.EROFS)
         files = open_shards(
             [file.path for file in opened.files],
             writable=True,

@@ -28,6 +28,7 @@ from cedanafs.shard.codec import EXTENSIONS, Codec, codec_of
 from cedanafs.shard.commit import Base, Footer, Index, digest_of
 from cedanafs.shard.contents import Contents
 from cedanafs.shard.extents import Frame
+from cedanafs.shard.foreign import read_through
 from cedanafs.shard.format import MAX_COMMIT_LEN, MAX_INDEX_LEN, Carrier
 from cedanafs.shard.place import ObjectPath, Place
 from cedanafs.shard.replay import frames_of, replayed
@@ -82,6 +83,11 @@ class Opened:
     lengths: list[int] = field(default_factory=list)
     base: Opened | None = None
     base_said: Base | None = None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether another streamer has written it: it can be read only, and has no checksums."""
+        return self.commit > 0 and self.checkpoint is None
 
     @property
     def torn_bytes(self) -> int:
@@ -140,6 +146,12 @@ def _opened(
             raise CorruptShard(
                 f"{directory}: the shards' indexes are longer than {MAX_INDEX_LEN} bytes"
             )
+    if any(each.foreign for each in scans) and all(
+        each.foreign or length == 0 for each, length in zip(scans, lengths, strict=True)
+    ):
+        if said is not None:
+            raise BaseUnusable(f"{directory} is not the checkpoint that was taken as a base")
+        return _of_another(directory, files, codec, lengths)
     commit = _common_commit(files, carrier, lengths, scans)
     if commit == 0:
         if said is not None:
@@ -157,6 +169,21 @@ def _opened(
     ]
     opened = opened_at(directory, files, commits, said, users)
     return replace(opened, footers=_footers_behind(scans, opened.ends, lengths), lengths=lengths)
+
+
+def _of_another(
+    directory: Place, files: list[ShardFile], codec: Codec, lengths: list[int]
+) -> Opened:
+    """A set of another streamer: one commit, as it were, without a UUID."""
+    found = read_through(directory, files, codec, lengths)
+    for file in files:
+        if file not in found.files:
+            file.close()
+    return Opened(
+        directory, found.files, codec, commit=1, sealed=True, tool=found.tool,
+        contents=found.contents, frames=found.frames, markers=found.markers, commit_ends=lengths,
+        ends=lengths, footers=lengths, lengths=lengths,
+    )  # fmt: skip
 
 
 def opened_at(

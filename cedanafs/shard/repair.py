@@ -127,6 +127,8 @@ def diagnose(directory: Place) -> Diagnosis:
             torn_bytes = 0
         else:
             opened.close()
+            if opened.foreign:
+                return Diagnosis((), 0, (), None)
             damages = audit(replace(opened, files=shards.files)).damages
             unfinished = opened.contents.unfinished()
             torn_bytes = opened.torn_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from cedanafs.errors import CheckpointError, CorruptShard
 from cedanafs.shard.commit import Index
@@ -37,10 +38,12 @@ def frames_of(file: ShardFile, index: Index) -> list[Frame]:
     return frames
 
 
-def _records(
-    file: ShardFile, frames: Sequence[Frame], index: Index
-) -> Iterator[tuple[int, Marker, Frame, int]]:
-    """Each record of a shard as (seq, marker, frame, where its payload lies in the frame)."""
+Record: TypeAlias = tuple[int, Marker, Frame, int]
+"""seq, marker, frame, where the payload lies in the decoded frame."""
+
+
+def records_of(file: ShardFile, frames: Sequence[Frame], index: Index) -> Iterator[Record]:
+    """The records of a shard, in order. Raises: CorruptShard."""
     markers = parse(index.markers, payloads=False)
     last_seq, last_at = -1, 0
     for frame in frames:
@@ -68,7 +71,7 @@ def replayed(
 ) -> Contents:
     contents = Contents()
     contents.base = base
-    streams = [_records(*each) for each in zip(files, frames, indexes, strict=True)]
+    streams = [records_of(*each) for each in zip(files, frames, indexes, strict=True)]
     last_seq = -1
     try:
         for seq, marker, frame, at in heapq.merge(*streams, key=lambda record: record[0]):

@@ -34,6 +34,7 @@ from cedanafs.shard.format import (
     Kind,
 )
 from cedanafs.shard.store import ShardFile
+from cedanafs.shard.streams import begins_a_stream
 
 _SECTOR: Final = 512
 """A disk writes so many bytes, aligned, wholly or not at all."""
@@ -76,13 +77,15 @@ class Pending:
 class Scan:
     """What is on a shard: the last whole commit, and behind it perhaps one without a footer.
 
-    `broken_at` is where the shard ends or makes no sense any more, `why` it does not.
+    `broken_at` is where the shard ends or makes no sense any more, `why` it does not. It is
+    `foreign` when it begins as another streamer's does.
     """
 
     last: Commit | None = None
     pending: Pending | None = None
     broken_at: int = 0
     why: str = _IT_ENDS
+    foreign: bool = False
 
     @property
     def commit_len(self) -> int:
@@ -127,6 +130,9 @@ def scan(file: ShardFile, carrier: Carrier, length: int) -> Scan:
     """
     if (last := commit_before(file, carrier, length)) is not None:
         return Scan(last, broken_at=length)
+    ours = begins_like_a_shard(file, carrier, length)
+    if not ours and begins_a_stream(file, carrier.codec, length):
+        return Scan(why="it is another streamer's", foreign=True)
     at = 0
     why = _IT_ENDS
     try:

@@ -21,6 +21,7 @@ from cedanafs.errors import (
     UsageError,
 )
 from cedanafs.shard.audit import Progress, verify
+from cedanafs.shard.foreign import REFUSED
 from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.place import ObjectPath, Place
 from cedanafs.shard.store import ShardFile, StoreDirectory, directory_at
@@ -77,7 +78,9 @@ def _unchanging(source: Place) -> Iterator[Opened]:
     """The checkpoint, which nobody writes or removes meanwhile."""
     opened = open_checkpoint(source)
     try:
-        if opened.commit == 0 or opened.checkpoint is None:
+        if opened.foreign:
+            raise UsageError(f"{source}: {REFUSED}")
+        if opened.commit == 0:
             raise CheckpointIncomplete(f"{source}: no commit of it is complete: nothing to copy")
         if not isinstance(source, ObjectPath):  # objects do not change
             opened.files[0].lock_shared()
