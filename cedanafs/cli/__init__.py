@@ -35,7 +35,7 @@ def cedanafs(ctx: click.Context, verbose: int, endpoint_url: str | None) -> None
     if endpoint_url is not None:  # for the servers that we start, too
         os.environ["AWS_ENDPOINT_URL_S3"] = endpoint_url
     log.to_stderr(verbose)
-    if ctx.invoked_subcommand in ("dump", "restore", "pack"):
+    if ctx.invoked_subcommand in ("dump", "restore", "pack", "convert"):
         log.without_server(verbose)
 
 
@@ -52,6 +52,8 @@ cedanafs.add_command(diff.diff)
 cedanafs.add_command(look.verify)
 cedanafs.add_command(look.extract)
 cedanafs.add_command(pack.pack)
+cedanafs.add_command(pack.convert)
+cedanafs.add_command(pack.export)
 cedanafs.add_command(look.repair)
 cedanafs.add_command(bases.rm)
 cedanafs.add_command(bases.flatten)

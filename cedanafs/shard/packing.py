@@ -50,29 +50,52 @@ def pack(
     for, StoreError, CorruptShard when the store does not give back what it was given.
     """
     names = _names(source)
+    with new_directory(directory):
+        with (
+            new_log(directory, shards, codec, budget_bytes, upload_bytes) as sink,
+            _reading(source) as root,
+        ):
+            for name in names:
+                _take(root, name, sink, progress)
+        require_as_written(directory)
+    return len(names)
+
+
+@contextlib.contextmanager
+def new_directory(directory: Place) -> Iterator[None]:
+    """Around what makes a set of shards in *directory*, new or empty: all of it, or nothing."""
     made = _make(directory)
     try:
-        with Lanes(shards, budget_bytes=budget_bytes, upload_bytes=upload_bytes) as lanes:
-            checkpoint = Checkpoint(directory)
-            try:
-                log = checkpoint.begin_writing(lanes, shards=shards, codec=codec)
-                with _reading(source) as root:
-                    for name in names:
-                        _take(root, name, _Sink(log, lanes), progress)
-                log.prepare_commit()
-                checkpoint.commit(seal=True)
-            finally:
-                checkpoint.close()
+        yield
         directory_at(directory.absolute().parent).sync()
-        if damages := verify(directory).damages:
-            raise CorruptShard(f"{directory} is not what was written: {damages[0]}")
     except BaseException:
         with contextlib.suppress(OSError, StoreError):
             remove_shards(directory)
             if made:
                 directory_at(directory).remove()
         raise
-    return len(names)
+
+
+@contextlib.contextmanager
+def new_log(
+    directory: Place, shards: int, codec: Codec, budget_bytes: int, upload_bytes: int
+) -> Iterator[Sink]:
+    """The log of a new checkpoint, which is committed and sealed at the end."""
+    with Lanes(shards, budget_bytes=budget_bytes, upload_bytes=upload_bytes) as lanes:
+        checkpoint = Checkpoint(directory)
+        try:
+            log = checkpoint.begin_writing(lanes, shards=shards, codec=codec)
+            yield Sink(log, lanes)
+            log.prepare_commit()
+            checkpoint.commit(seal=True)
+        finally:
+            checkpoint.close()
+
+
+def require_as_written(directory: Place) -> None:
+    """Raises: CorruptShard."""
+    if damages := verify(directory).damages:
+        raise CorruptShard(f"{directory} is not what was written: {damages[0]}")
 
 
 def _names(source: Path) -> list[str]:
@@ -123,7 +146,7 @@ def _reading(source: Path) -> Iterator[int]:
         raise UsageError(f"cannot read {source}: {exc.strerror}") from exc
 
 
-class _Sink:
+class Sink:
     """A log that takes as much as there is room for in memory, and lets wait for it."""
 
     def __init__(self, log: Log, lanes: Lanes) -> None:
@@ -141,7 +164,7 @@ class _Sink:
             self._progress.wait()
 
 
-def _take(root: int, name: str, sink: _Sink, progress: Progress) -> None:
+def _take(root: int, name: str, sink: Sink, progress: Progress) -> None:
     found = os.stat(name, dir_fd=root, follow_symlinks=False)
     owner = {"uid": found.st_uid, "gid": found.st_gid}
     if stat.S_ISLNK(found.st_mode):

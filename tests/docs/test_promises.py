@@ -16,6 +16,7 @@ PROMISING = (
     "reliability.md",
     "options.md",
     "drivers.md",
+    "interoperation.md",
     "stores.md",
     "scale.md",
 )
