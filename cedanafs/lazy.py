@@ -5,8 +5,11 @@ background, forked off before there is an event loop. It mounts the checkpoint, 
 mount already, runs CRIU's lazy-pages daemon, and ends when the last page is there. If one cannot be
 had it kills the restored tasks, which would wait for it for ever, and says so.
 
-The two talk over a pair of sockets. Each packet is a JSON list: `ready IMAGES_DIR`, `serving`,
-`arrived` and `failed CLASS TEXT` come from the background, `restored PID` from the foreground.
+A child of it, the guard (cedanafs/criu/guard.py), does so when it is killed itself.
+
+Foreground and background talk over a pair of sockets. Each packet is a JSON list: `ready
+IMAGES_DIR`, `serving`, `arrived` and `failed CLASS TEXT` come from the background, `restored PID`
+from the foreground.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import select
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,7 +32,8 @@ import trio
 from cedanafs import errors
 from cedanafs.config import Defaults
 from cedanafs.criu.binary import find_criu
-from cedanafs.criu.lazy_pages import LazyPages, Tasks, lazy_pages
+from cedanafs.criu.guard import Guard, Tasks, guard
+from cedanafs.criu.lazy_pages import LazyPages, lazy_pages
 from cedanafs.errors import CedanaFsError, CriuError, the_error
 from cedanafs.fs.mount import check_machine
 from cedanafs.images import Images, images_of_restore
@@ -43,6 +47,7 @@ _WORDS: Final = ("ready", "serving", "arrived", "failed", "end")
 _PACKET_BYTES_MAX: Final = 1 << 16
 _END_S: Final = 20.0
 _RESTORE_END_S: Final = 1.0
+_GUARD_END_S: Final = 2.0
 
 
 class PageServer:
@@ -130,9 +135,12 @@ def page_server(
     pid = os.fork()
     if pid == 0:
         ours.close()
+        above, below = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            _in_the_background(run, partial(guard, below), {below.fileno()})
         path = path.absolute()
-        serve = partial(_serve, theirs, work_dir, path, stream, defaults, criu_binary)
-        _in_the_background(run, serve, theirs.fileno())
+        serve = partial(_serve, theirs, Guard(above), work_dir, path, stream, defaults, criu_binary)
+        _in_the_background(run, serve, {theirs.fileno(), above.fileno()})
     theirs.close()
     server = PageServer(ours, work_dir)
     keep = False
@@ -158,8 +166,10 @@ def _wait_for_end(pid: int) -> None:
         os.close(pidfd)
 
 
-def _in_the_background(run: Runner, serve: Callable[[], Awaitable[None]], kept_fd: int) -> NoReturn:
-    """What the forked process does, to its end."""
+def _in_the_background(
+    run: Runner, serve: Callable[[], Awaitable[None]], kept: Collection[int]
+) -> NoReturn:
+    """What a forked process does, to its end."""
     try:
         os.setsid()
         os.umask(0o077)
@@ -168,7 +178,7 @@ def _in_the_background(run: Runner, serve: Callable[[], Awaitable[None]], kept_f
         for fd in (0, 1, 2):
             os.dup2(null, fd)
         for fd in map(int, os.listdir("/proc/self/fd")):
-            if fd > 2 and fd != kept_fd:  # whoever gave it to the command expects it closed
+            if fd > 2 and fd not in kept:  # whoever gave it to the command expects it closed
                 with suppress(OSError):
                     os.close(fd)
         run(serve)
@@ -181,6 +191,7 @@ def _in_the_background(run: Runner, serve: Callable[[], Awaitable[None]], kept_f
 
 async def _serve(
     conn: socket.socket,
+    guard: Guard,
     work_dir: Path,
     path: Place,
     stream: int | None,
@@ -194,8 +205,9 @@ async def _serve(
             images_of_restore(path, stream, defaults) as images,
             lazy_pages(criu_binary, images_dir=images.path, work_dir=work_dir) as daemon,
         ):
+            await guard.tell("daemon", daemon.pid)
             await _say(front, "ready", os.fspath(images.path))
-            arrived = await _supervise(front, daemon, images)
+            arrived = await _supervise(front, daemon, images, guard)
     except BaseException as exc:
         error = the_error(exc)
         with trio.CancelScope(shield=True):
@@ -204,13 +216,19 @@ async def _serve(
         if not isinstance(error, CriuError):  # it names its log there
             shutil.rmtree(work_dir, ignore_errors=True)
         raise error from None
+    finally:
+        with trio.move_on_after(_GUARD_END_S, shield=True):
+            await guard.tell("over")
+            await guard.ended()
     if arrived:
         logger.info("all memory has arrived")
         shutil.rmtree(work_dir, ignore_errors=True)
         await _say(front, "arrived")
 
 
-async def _supervise(front: trio.socket.SocketType, daemon: LazyPages, images: Images) -> bool:
+async def _supervise(
+    front: trio.socket.SocketType, daemon: LazyPages, images: Images, guard: Guard
+) -> bool:
     """Return when the restored tasks have their memory; False when nothing was restored.
 
     Raises: why they cannot have it; they are dead then.
@@ -234,24 +252,38 @@ async def _supervise(front: trio.socket.SocketType, daemon: LazyPages, images: I
                 await _say(front, "failed", type(failure).__name__, str(failure))
         ended.set()
 
+    async def watch_guard() -> None:
+        nonlocal failure
+        await guard.ended()
+        failure = failure or CedanaFsError("the process that guards it has died")
+        ended.set()
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(daemon.hold)
         nursery.start_soon(watch)
+        nursery.start_soon(watch_guard)
         pid = await _restored_pid(front)
-        with Tasks(pid) as tasks:
+        with Tasks() as tasks:
             try:
+                if pid is not None:
+                    tasks.add(pid)
+                    await guard.tell("restored", pid)
                 if pid is not None and failure is None:
                     logger.info("process %s is restored, its memory follows", pid)
                     await _say(front, "serving")
-                if pid is not None or daemon.holds:
+                if pid is not None or daemon.is_needed:
                     await ended.wait()
                     arrived = failure is None
             finally:
-                if not arrived:
-                    tasks.kill()
-                    if pid is not None and failure is None:
-                        logger.error("process %s is killed: not all its memory has arrived", pid)
-        nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    if not arrived:
+                        await tasks.kill()
+                        if pid is not None and failure is None:
+                            logger.error(
+                                "process %s is killed: not all its memory has arrived", pid
+                            )
+                    nursery.cancel_scope.cancel()
+                    await guard.tell("over")
+                    await guard.ended()
     if pid is None:
         if (damage := images.damage()) is not None:
             raise damage

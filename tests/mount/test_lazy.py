@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 from host import Host, StartWorkload, poll
+from programs import program, wait_gone
 from workloads import Workload
+
+from cedanafs.criu.tree import parent_of
 
 LARGE_MIB = 256
 """Takes a second to arrive: long enough to find the daemon at work."""
@@ -42,9 +45,17 @@ def the_daemon(host: Host) -> int:
     return pid
 
 
+def the_supervisor_and_its_guard(host: Host) -> tuple[int, int]:
+    pids = set(host.running("restore"))
+    (guard,) = pids - {parent_of(pid) for pid in pids}
+    assert parent_of(guard) in pids
+    return parent_of(guard), guard
+
+
 def wait_for_the_rest(host: Host) -> None:
     """Wait until all memory has arrived, and those that brought it are gone."""
     poll(lambda: not host.running("lazy-pages") and not host.own_mounts(), "the last page", 60)
+    poll(lambda: not host.running("restore"), "the end of supervisor and guard")
 
 
 @pytest.mark.parametrize("options", [(), ("--stream", 0)], ids=["shards", "plain images"])
@@ -140,7 +151,6 @@ def test_a_daemon_that_dies_takes_the_process_with_it(
     os.kill(the_daemon(host), signal.SIGKILL)
     work.wait_gone()
     wait_for_the_rest(host)
-    poll(lambda: not host.running("restore"), "the supervisor's end")
     (line,) = [line for line in host.log.read_text().splitlines() if "ERROR" in line]
     told = re.search(rf"process {work.pid} is killed.* was killed by SIGKILL; log: (.*)", line)
     assert told, line
@@ -180,11 +190,89 @@ def test_a_supervisor_that_is_told_to_stop_kills_what_cannot_live_without_it(
     work = start("memory", size_mib=LARGE_MIB)
     checkpoint = dumped(host, work, store)
     host.ok(*lazily(host, checkpoint))
-    (supervisor,) = host.running("restore")
+    supervisor, _ = the_supervisor_and_its_guard(host)
     os.kill(supervisor, signal.SIGTERM)
     work.wait_gone()
     wait_for_the_rest(host)
     assert f"process {work.pid} is killed" in host.log.read_text()
+
+
+# Looks at all its memory, over and over from the end; makes a directory when it begins.
+LOOKS = """
+import mmap, os, sys
+memory = mmap.mmap(-1, {mib} << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, len(memory), 1 << 20):
+    memory[at : at + (1 << 20)] = b"x" * (1 << 20)
+os.mkdir({begun!r})
+while all(memory[at] for at in range(len(memory) - 1, -1, -4096)):
+    pass
+"""
+
+
+def test_a_supervisor_that_is_killed_is_outlived_by_its_guard(host: Host, store: Path) -> None:
+    """Its mount dies with it, then the daemon. With zeros for what is missing the process would
+    end by itself, at the first it looks at or by SIGSEGV, as Python's own memory is missing too."""
+    begun = host.base / "begun"
+    with program(LOOKS.format(mib=LARGE_MIB, begun=str(begun))) as process:
+        poll(begun.exists, "its memory")
+        checkpoint = Path(host.ok("dump", "process", process.pid, "--dir", store).last_line)
+        process.wait(30)
+        wait_gone(process.pid)
+        make_cold(checkpoint)
+        with host.started(*lazily(host, checkpoint, "--attach")) as restore:
+            assert restore.stdout is not None
+            assert restore.stdout.readline() == f"{process.pid}\n"
+            (mountpoint,) = host.own_mounts()
+            supervisor, _ = the_supervisor_and_its_guard(host)
+            os.kill(supervisor, signal.SIGKILL)
+            assert restore.wait(30) == 128 + signal.SIGKILL
+    poll(lambda: not host.running("lazy-pages") and not host.running("restore"), "the others' end")
+    told = f"process {process.pid} is killed: its supervisor has died"
+    assert told in host.log.read_text()
+    host.stock("umount", "--lazy", mountpoint)
+    mountpoint.rmdir()
+    (work_dir,) = host.temporary.glob("cedanafs-restore-*")
+    remove_log(work_dir / "lazy-pages.log")
+
+
+def test_a_guard_that_is_killed_takes_the_process_with_it(
+    host: Host, store: Path, start: StartWorkload
+) -> None:
+    work = start("memory", size_mib=LARGE_MIB)
+    checkpoint = dumped(host, work, store)
+    make_cold(checkpoint)
+    with host.started(*lazily(host, checkpoint, "--wait")) as restore:
+        poll(work.alive, "the restored process")
+        work.wait_ticking()
+        _, guard = the_supervisor_and_its_guard(host)
+        os.kill(guard, signal.SIGKILL)
+        _, err = restore.communicate(timeout=30)
+    assert restore.returncode == 1, err
+    assert f"process {work.pid} is killed" in err
+    assert "the process that guards it has died" in err
+    work.wait_gone()
+    wait_for_the_rest(host)
+
+
+def test_a_mount_whose_server_is_killed_takes_the_process_with_it(
+    host: Host, store: Path, start: StartWorkload
+) -> None:
+    work = start("memory", size_mib=LARGE_MIB)
+    with host.mounted(store) as mnt:
+        images = dumped(host, work, mnt)
+    make_cold(store / images.name)
+    host.ok("mount", store, mnt)
+    host.ok(*lazily(host, mnt / images.name))
+    (server,) = host.servers(mnt)
+    os.kill(server, signal.SIGKILL)
+    work.wait_gone()
+    poll(lambda: not host.running("lazy-pages") and not host.running("restore"), "the others' end")
+    told = re.search(
+        rf"process {work.pid} is killed.*lazy-pages.*; log: (.*)", host.log.read_text()
+    )
+    assert told
+    remove_log(Path(told[1]))
+    host.stock("umount", "--lazy", mnt)
 
 
 def test_a_restore_that_fails_says_why(host: Host, store: Path, start: StartWorkload) -> None:
