@@ -243,7 +243,10 @@ def _bring_back(checkpoint: Place, way: repairing.Way, *, yes: bool) -> None:
     if way.lost:
         lost = printable(f"lost: {', '.join(way.lost)}")
     click.echo(f"  what is behind it is cut off; {lost}")
-    if not yes:
+    if way.unknown:
+        names = printable(", ".join(way.unknown))
+        click.echo(f"  whether it is the base of these cannot be told: {names}", err=True)
+    if not yes and not way.needed_by:
         raise CheckpointIncomplete(f"{checkpoint}: nothing was changed; repair --yes does it")
     found = repairing.bring_back(checkpoint, way)
     if found.damages:

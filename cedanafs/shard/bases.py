@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from cedanafs.errors import (
     BaseUnusable,
     CedanaFsError,
@@ -76,10 +78,41 @@ def users_of(directory: Place) -> list[str]:
 
     Raises: StoreError; CheckpointError when one of them cannot be asked.
     """
-    if isinstance(directory, ObjectPath):
-        return []  # there are no bases
-    directory = directory.resolve()
     users = []
+    for name, said in _users(directory):
+        if isinstance(said, CedanaFsError):
+            raise BaseUnusable(
+                f"whether {name} needs {directory.name} cannot be told: {said}"
+            ) from said
+        users.append(name)
+    return users
+
+
+def users_of_more(opened: Opened) -> tuple[list[str], list[str]]:
+    """Of the checkpoints beside *opened* those that refer to more than it holds, as their base.
+
+    And those that cannot be asked. Raises: StoreError.
+    """
+    held = list(zip(map(len, opened.frames), map(len, opened.markers), strict=True))
+    users, unknown = [], []
+    for name, said in _users(opened.directory):
+        if isinstance(said, CedanaFsError):
+            unknown.append(name)
+        elif said.checkpoint == opened.checkpoint and any(
+            frames > frames_held or markers > markers_held
+            for frames, markers, (frames_held, markers_held) in zip(
+                said.frames, said.markers, held, strict=True
+            )
+        ):
+            users.append(name)
+    return users, unknown
+
+
+def _users(directory: Place) -> Iterator[tuple[str, Base | CedanaFsError]]:
+    """Who beside *directory* says that it is his base, or why he cannot be asked."""
+    if isinstance(directory, ObjectPath):
+        return  # there are no bases
+    directory = directory.resolve()
     names, _ = directory_at(directory.parent).entries()
     for name in names:
         if name == directory.name:
@@ -89,12 +122,10 @@ def users_of(directory: Place) -> list[str]:
         except StoreError:
             raise
         except CedanaFsError as exc:
-            raise BaseUnusable(
-                f"whether {name} needs {directory.name} cannot be told: {exc}"
-            ) from exc
-        if base is not None and base.name == directory.name:
-            users.append(name)
-    return users
+            yield name, exc
+        else:
+            if base is not None and base.name == directory.name:
+                yield name, base
 
 
 def _base_of(directory: Place) -> Base | None:

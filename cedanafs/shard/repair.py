@@ -23,6 +23,7 @@ from cedanafs.errors import (
 )
 from cedanafs.shard.appender import cut
 from cedanafs.shard.audit import Audit, audit, extract_images, verify
+from cedanafs.shard.bases import users_of_more
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.codec import EXTENSIONS, codec_of
 from cedanafs.shard.commit import Footer, IndexUnits, footer_in, footer_unit, index_in
@@ -46,12 +47,18 @@ from cedanafs.shard.store import (
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A commit that every shard can be brought back to, and what is lost by that."""
+    """A commit that every shard can be brought back to, and what is lost by that.
+
+    `needed_by` are the checkpoints that have as their base what is cut off; `unknown` are those
+    that cannot be asked, as they are damaged themselves.
+    """
 
     opened: Opened
     commits: tuple[Commit, ...]
     unfooted: tuple[int, ...]
     lost: tuple[str, ...]
+    needed_by: tuple[str, ...]
+    unknown: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +148,18 @@ def diagnose(directory: Place) -> Diagnosis:
 def bring_back(directory: Place, way: Way) -> Audit:
     """Make the checkpoint in *directory* what *way* says, and verify it.
 
-    Raises: StoreBusy when somebody writes there, StoreError, CheckpointError.
+    Raises: UsageError when others need what is cut off, StoreBusy when somebody writes there,
+    StoreError, CheckpointError.
     """
     if isinstance(directory, ObjectPath):
         raise UsageError(
             f"{directory}: objects cannot be mended in place; repair --into DIRECTORY writes what "
             "is whole"
+        )
+    if way.needed_by:
+        raise UsageError(
+            f"{directory}: base of {', '.join(way.needed_by[:5])}, also with what would be cut "
+            "off: flatten them first, or rm them if they are lost"
         )
     shards = _look(require_shards(directory), writable=True)
     try:
@@ -264,7 +277,15 @@ def _way(shards: _Shards) -> Way | None:
             lost = _differing(opened, newest)
             if newest.commit < last and not lost:
                 lost = [f"what was committed after commit {newest.commit}"]
-            return Way(opened, tuple(commits), tuple(unfooted), tuple(lost))
+            needed_by, unknown = users_of_more(opened)
+            return Way(
+                opened,
+                tuple(commits),
+                tuple(unfooted),
+                tuple(lost),
+                tuple(needed_by),
+                tuple(unknown),
+            )
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import Writer, make_checkpoint, read_checkpoint, writing
 
+from cedanafs import cli
 from cedanafs.errors import BaseUnusable, CheckpointMissing, CorruptShard, UsageError
 from cedanafs.shard import bases
 from cedanafs.shard.audit import extract, verify
@@ -150,6 +152,57 @@ def test_a_base_in_use_is_not_removed(tmp_path: Path) -> None:
     bases.remove(tmp_path / "b", even_if_used=False)
     bases.remove(tmp_path / "a", even_if_used=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_others_need_of_a_base_is_not_repaired_away(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    when: str,
+) -> None:
+    """It has two commits, the later one damaged; the other took it as a base before or after."""
+    noise = images(NOISE[: 1 << 20])
+    made(tmp_path / "a", None, noise)
+    if when == "before":
+        made(tmp_path / "b", "a", noise)
+    with writing(tmp_path / "a") as writer:
+        writer.create("late", NOISE[1 << 20 :])
+        writer.commit(seal=True)
+    if when == "after":
+        made(tmp_path / "b", "a", {**noise, "late": NOISE[1 << 20 :]})
+    damage(tmp_path / "a", "late")
+    before = shard_bytes(tmp_path / "a")
+    for flags in ([], ["--yes"]):
+        monkeypatch.setattr(sys, "argv", ["cedanafs", "repair", str(tmp_path / "a"), *flags])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        if when == "after":
+            assert end.value.code == 2
+            assert "base of b, also with what would be cut off" in said.err
+            assert shard_bytes(tmp_path / "a") == before
+        else:
+            assert end.value.code == 3  # what was written late is lost
+            assert (shard_bytes(tmp_path / "a") == before) == (flags == [])
+    if when == "before":
+        assert read_checkpoint(tmp_path / "b") == noise
+
+
+def damage(directory: Path, image: str) -> None:
+    """Flip a bit in the first frame that holds some of *image*."""
+    opened = open_checkpoint(directory)
+    opened.close()
+    (_, piece), *_ = opened.contents.images[image].extents
+    assert piece.frame is not None
+    path = shard_paths(directory)[piece.frame.shard]
+    data = bytearray(path.read_bytes())
+    data[piece.frame.offset + piece.frame.stored_len // 2] ^= 1
+    path.write_bytes(data)
+
+
+def shard_bytes(directory: Path) -> list[bytes]:
+    return [path.read_bytes() for path in shard_paths(directory)]
 
 
 @pytest.mark.parametrize("name", ["..", "b", "a/x", ".", "", "none"])
