@@ -152,7 +152,9 @@ def test_manage_cgroups(host: Host, store: Path, start: StartWorkload) -> None:
     """`ignore` restores into our own cgroup, CRIU's own default into the one it was in."""
     work = start("threads")
     group = FREEZER / f"cedanafs-test-{work.pid}"
-    inside, outside = f"freezer:/{group.name}\n", "freezer:/\n"
+    inside = f"freezer:/{group.name}\n"
+    ours = Path("/proc/self/cgroup").read_text().splitlines(keepends=True)
+    outside = next(line.partition(":")[2] for line in ours if ":freezer:" in line)
     group.mkdir()
     try:
         (group / "cgroup.procs").write_text(str(work.pid))
