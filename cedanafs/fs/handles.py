@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Final, TypeVar
 
@@ -41,6 +43,8 @@ class FileHandle:
         self._checkpoints = checkpoints
         self._reader = reader
         self._stream, self._other = Stream(0), Stream()
+        self._asked: Counter[Frame] = Counter()  # by how many requests not yet answered
+        self._ended: set[Frame] = set()  # of these: one has had it to its end
         reader.readers += not writes
         file.handles += 1
         file.writers += writes and not appends
@@ -103,8 +107,8 @@ class FileHandle:
             raise
 
     async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
-        # Of several requests in flight each is answered when its frame is there: their order is
-        # that of their coming.
+        # Of several requests in flight each is answered when its frames are there: the order of
+        # their coming is not that of their answers.
         stream = self._stream_at(offset)
         stream.read(offset, length)
         if sequential := stream is self._stream:
@@ -114,22 +118,32 @@ class FileHandle:
             await self._landed(waited)
             pieces = list(image.extents.slices(offset, length))  # only now it is known where
         pending = image.pending
-        if len(pieces) == 1:
-            whole = await self._piece(pieces[0])
-        else:  # copied at once: a view of each would keep as many whole frames in memory
-            out = bytearray(length)
-            at = 0
-            for piece in pieces:
-                out[at : at + piece.length] = await self._piece(piece)
-                at += piece.length
-            whole = memoryview(out)
-        if sequential:
-            for piece in pieces:
-                if piece.frame is not None and piece.ends_a_run:
-                    self._reader.done_with(piece.frame)
+        frames = [piece.frame for piece in pieces if piece.frame is not None]
+        self._asked.update(frames)
+        try:
+            whole = await self._joined(pieces, length)
+            if sequential:
+                self._ended.update(p.frame for p in pieces if p.frame and p.ends_a_run)
+        finally:
+            self._asked.subtract(frames)
+            for frame in {frame for frame in frames if not self._asked[frame]}:
+                del self._asked[frame]
+                if frame in self._ended:
+                    self._ended.remove(frame)
+                    self._reader.done_with(frame)
         if pending is not None and pending.start < offset + length and pending.end > offset:
             return _overlaid(whole, offset, pending)
         return whole
+
+    async def _joined(self, pieces: Sequence[Slice], length: int) -> bytes | memoryview:
+        if len(pieces) == 1:
+            return await self._piece(pieces[0])
+        out = bytearray(length)
+        at = 0
+        for piece in pieces:  # copied at once: a view of each would keep as many whole frames
+            out[at : at + piece.length] = await self._piece(piece)
+            at += piece.length
+        return memoryview(out)
 
     def _stream_at(self, offset: int) -> Stream:
         """What goes on at *offset*: `_stream`, or what becomes it by a second read in order.

@@ -31,6 +31,7 @@ from cedanafs.fs.namespace import ROOT, Changes, Directory, File, Node
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.codec import codec_of
 from cedanafs.shard.lanes import Lanes
+from cedanafs.shard.local import LocalShard
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 MIB = 1 << 20
@@ -750,6 +751,40 @@ async def test_damage_is_an_error_and_never_wrong_bytes(tmp_path: Path) -> None:
         with pytest.raises(CorruptShard, match=r"pages-1\.img at offset 0: .*img-0 at offset \d+"):
             await handle.read(0, 10)
         await filesystem.release(handle)
+
+
+@pytest.mark.trio
+async def test_no_frame_is_read_twice_when_answers_change_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's requests may end amid frames: who has a frame to its end may have it first."""
+    how = MountSettings(tmp_path, shards=1, codec=codec_of("none"), quiet_s=None)
+    async with open_filesystem(how) as filesystem:
+        handle = await filesystem.create(ROOT, "pages-1.img", 0o600, os.O_RDWR, CALLER)
+        for at in range(3):
+            await handle.write(at * MIB, MATERIAL[at * MIB : (at + 1) * MIB])
+        await filesystem.release(handle)
+    goes_on, reads = threading.Event(), list[int]()
+    read_at = LocalShard.read_at
+
+    def slow_at_first(file: LocalShard, offset: int, length: int) -> bytes:
+        if length >= MIB:
+            reads.append(offset // MIB)
+            if offset < MIB:
+                goes_on.wait()
+        return read_at(file, offset, length)
+
+    async with open_filesystem(how) as filesystem, trio.open_nursery() as nursery:
+        monkeypatch.setattr(LocalShard, "read_at", slow_at_first)
+        node = await found(filesystem, ROOT, "pages-1.img")
+        handle = await filesystem.open(node.inode, os.O_RDONLY)
+        nursery.start_soon(handle.read, MIB // 2, MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        try:
+            assert bytes(await handle.read(MIB * 3 // 2, MIB)) == MATERIAL[MIB * 3 // 2 :][:MIB]
+        finally:
+            goes_on.set()
+    assert sorted(reads) == [0, 1, 2]
 
 
 async def found(filesystem: Filesystem, parent: int, name: str) -> Node:
