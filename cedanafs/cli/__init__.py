@@ -35,7 +35,7 @@ def cedanafs(ctx: click.Context, verbose: int, endpoint_url: str | None) -> None
     if endpoint_url is not None:  # for the servers that we start, too
         os.environ["AWS_ENDPOINT_URL_S3"] = endpoint_url
     log.to_stderr(verbose)
-    if ctx.invoked_subcommand in ("dump", "restore", "pack", "convert"):
+    if ctx.invoked_subcommand in ("dump", "restore", "pack", "convert", "compact"):
         log.without_server(verbose)
 
 
@@ -59,6 +59,7 @@ cedanafs.add_command(bases.rm)
 cedanafs.add_command(bases.flatten)
 cedanafs.add_command(prune.prune)
 cedanafs.add_command(prune.copy)
+cedanafs.add_command(prune.compact)
 cedanafs.add_command(hook.hook)
 cedanafs.add_command(check.check)
 cedanafs.add_command(completion.completion)

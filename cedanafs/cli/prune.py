@@ -1,4 +1,4 @@
-"""prune, copy."""
+"""prune, copy, compact."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from cedanafs.errors import UsageError
 from cedanafs.fs.mounts import mount_holding, mounts
 from cedanafs.look import inspect, list_store
 from cedanafs.progress import TerminalReport, human
+from cedanafs.shard import compacting
 from cedanafs.shard.place import ObjectPath, Place, path_below, place_of
 from cedanafs.shard.segments import is_shard_name
 from cedanafs.shard.store import directory_at
@@ -181,10 +182,42 @@ def copy(checkpoint: Place, target: Place) -> None:
     click.echo(str(target))
 
 
+@click.command()
+@click.argument("checkpoint", type=PlaceArgument)
+@click.option("--yes", is_flag=True, help="Do it; without, only what it would bring is shown.")
+@json_option
+def compact(checkpoint: Place, yes: bool, as_json: bool) -> None:
+    """Write CHECKPOINT anew, without what was written over or removed in it.
+
+    The old shards stay until the new ones are durable, and were read back and compared.
+    """
+    room = compacting.survey(checkpoint)
+    if yes:
+        if isinstance(checkpoint, Path):
+            _refuse_if_mounted(checkpoint.resolve())
+        total = inspect(checkpoint).raw_bytes
+        with TerminalReport().bar(f"compacting {checkpoint}", total) as show:
+            room = compacting.compact(checkpoint, running_total(show))
+    freed = room.before_bytes - room.after_bytes
+    if as_json:
+        echo_json(dataclasses.asdict(room) | {"done": yes and freed > 0})
+    elif not freed:
+        click.echo(f"{checkpoint}: {human(room.before_bytes)}: nothing to compact")
+    elif yes:
+        click.echo(
+            f"{checkpoint}: {human(room.before_bytes)} before, {human(room.after_bytes)} now"
+        )
+    else:
+        click.echo(
+            f"{checkpoint}: {human(room.before_bytes)}, of which about {human(freed)} are not "
+            "needed any more: --yes gives them back"
+        )
+
+
 def _refuse_if_mounted(target: Path) -> None:
-    """Names that appear in a mounted store by another way are not seen in the mount."""
+    """What appears in a mounted store by another way is not seen in the mount."""
     if (mount := mount_holding(target)) is not None:
         raise UsageError(f"{target}: is in a mount: name a place in its store, unmounted")
     for mount in mounts():
-        if not mount.read_only and str(mount.store) in map(str, target.parents):
+        if not mount.read_only and str(mount.store) in map(str, (target, *target.parents)):
             raise UsageError(f"{mount.store} is mounted on {mount.mountpoint}: unmount it first")

@@ -77,12 +77,14 @@ class Checkpoint:
         codec: Codec,
         base: str | None = None,
         page_hashes: bool = False,
+        dated: tuple[int, int] | None = None,
     ) -> Log:
         """Open for writing; a new checkpoint gets *shards* shards of *codec*. Blocks.
 
         A new one refers to the checkpoint *base* beside it for the pages that this holds; with
-        *page_hashes* those of its own are kept, so that it is a base at once. Cuts off what lies
-        behind the last complete commit. Raises: UsageError, CheckpointError, StoreBusy, StoreError.
+        *page_hashes* those of its own are kept, so that it is a base at once; *dated*, it says
+        that it was made and committed then (`_ns`), not now. Cuts off what lies behind the last
+        complete commit. Raises: UsageError, CheckpointError, StoreBusy, StoreError.
         """
         if self._log is not None and base is None:
             return self._log
@@ -97,7 +99,7 @@ class Checkpoint:
             self.files[0].lock()
             self.codec = codec
             contents = self._base.contents if self._base else None
-            self._log = Log.create(self.files, codec, lanes, said, contents, pages)
+            self._log = Log.create(self.files, codec, lanes, said, contents, pages, dated)
         else:
             self._log = self._go_on(self._opened, lanes)
         self.contents = self._log.contents

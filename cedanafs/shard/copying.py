@@ -29,6 +29,8 @@ class Images:
         self._opened, self._reader = opened, reader
         self.digests: dict[str, str] = {}
         """Of those that were read to their end; links: where they lead."""
+        self.dated = (opened.created_ns, opened.committed_ns) if opened.created_ns else None
+        """When the checkpoint was made and committed, where that is known."""
 
     def __iter__(self) -> Iterator[Image]:
         """All of them; inventory.img last, as CRIU writes it."""
@@ -94,17 +96,21 @@ def convert(
     codec: Codec,
     budget_bytes: int,
     upload_bytes: int = 0,
+    base: str | None = None,
     progress: Progress = lambda _: None,
 ) -> int:
     """Write what *source* holds into *directory*, a new checkpoint; returns how many images.
 
-    It needs no base any more; links, modes, owners, times and holes are kept. When this returns it
-    is durable, and was read back and compared; when it raises, nothing of it is left.
+    It refers to the checkpoint *base* beside it, or needs none; links, modes, owners, times, that
+    of the checkpoint too, and holes are kept. When this returns it is durable, and was read back
+    and compared; when it raises, nothing of it is left.
     *budget_bytes* bounds what is read and not yet written.
     Raises: UsageError about *directory*, CheckpointError, StoreError.
     """
     with images_in(source) as images, new_directory(directory):
-        with new_log(directory, shards, codec, budget_bytes, upload_bytes) as sink:
+        with new_log(
+            directory, shards, codec, budget_bytes, upload_bytes, base, images.dated
+        ) as sink:
             for image in images:
                 _copy(images, image, sink, progress)
         require_as_written(directory)

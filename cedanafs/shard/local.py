@@ -43,6 +43,14 @@ if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
+_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # nor is this
+if _renameat2 is not None:
+    _renameat2.argtypes = (
+        ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
+    )  # fmt: skip
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+
 
 class LocalShard:
     """One img-k. Every failure comes as StoreError that names the file and keeps the errno."""
@@ -163,10 +171,18 @@ class LocalShard:
     def lock_shared(self) -> None:
         """Keep whoever writes or removes it out, until it is closed. Raises: StoreBusy."""
         _flock(self._fd, self.path, "is being written just now: no base yet", fcntl.LOCK_SH)
+        self._require_there()
 
     def lock(self) -> None:
         """Keep other writers on this machine out, until it is closed. Raises: StoreBusy."""
         _flock(self._fd, self.path, "another server is writing to this checkpoint")
+        self._require_there()
+
+    def _require_there(self) -> None:
+        """Who had the lock before may have put another file in its place."""
+        with _store_errors("stat", self.path):
+            if os.fstat(self._fd).st_nlink == 0:
+                raise StoreBusy(f"{self.path}: was removed or replaced just now: try again")
 
     def close(self) -> None:
         with _store_errors("close", self.path):
@@ -231,6 +247,20 @@ class LocalDirectory:
         """Give it the path *new*, durably. Raises: OSError."""
         os.rename(self.path, new)
         LocalDirectory(new.parent).sync()
+
+    def exchange(self, other: Path) -> None:
+        """Give it the path *other*, and what is there its own, at once and durably.
+
+        Raises: OSError; EINVAL or ENOSYS where the filesystem cannot.
+        """
+        if _renameat2 is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(self.path))
+        if _renameat2(
+            _AT_FDCWD, os.fsencode(self.path), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+        ):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(self.path))
+        LocalDirectory(self.path.parent).sync()
 
     def create_shards(self, names: Sequence[str], buffer_bytes: int) -> list[LocalShard]:
         """New, empty shards, and their names durable. All of them or none."""

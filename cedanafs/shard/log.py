@@ -56,6 +56,7 @@ class Log:
         *,
         checkpoint: UUID,
         created_ns: int,
+        committed_ns: int | None = None,
         commit: int = 0,
         next_seq: int = 0,
         base: Base | None = None,
@@ -68,6 +69,7 @@ class Log:
         self._lanes = lanes
         self._checkpoint = checkpoint
         self._created_ns = created_ns
+        self._committed_ns = committed_ns  # None: now, whenever that is
         self._commit = commit
         self._seq = next_seq
         self._turn = 0
@@ -92,8 +94,12 @@ class Log:
         base: Base | None = None,
         base_contents: Contents | None = None,
         pages: Pages | None = None,
+        dated: tuple[int, int] | None = None,
     ) -> Log:
-        """The log of a new checkpoint on empty shards, which may refer to a base."""
+        """The log of a new checkpoint on empty shards, which may refer to a base.
+
+        *dated*: when it was made and committed, where that was not now.
+        """
         contents = Contents()
         contents.base = base_contents
         checkpoint = UUID(bytes=os.urandom(16), version=4)
@@ -105,7 +111,8 @@ class Log:
             codec,
             lanes,
             checkpoint=checkpoint,
-            created_ns=time.time_ns(),
+            created_ns=dated[0] if dated else time.time_ns(),
+            committed_ns=dated[1] if dated else None,
             base=base,
             pages=pages,
         )
@@ -456,7 +463,7 @@ class Log:
     def _append_commit(
         self, content_seq: int, content_ends: Sequence[int], *, sealed: bool
     ) -> None:
-        committed_ns = time.time_ns()
+        committed_ns = self._committed_ns or time.time_ns()
         indexes = [
             Index(
                 checkpoint=self._checkpoint,

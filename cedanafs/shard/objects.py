@@ -255,6 +255,9 @@ class ObjectDirectory:
     def rename(self, new: ObjectPath) -> None:
         raise OSError(errno.EXDEV, "an object store cannot rename", str(self.path))
 
+    def exchange(self, other: ObjectPath) -> None:
+        raise OSError(errno.EXDEV, "an object store cannot rename", str(self.path))
+
     def create_shards(self, names: Sequence[str], buffer_bytes: int) -> list[ObjectShard]:
         """New, empty shards. What a first commit that was cut short has left is removed.
 

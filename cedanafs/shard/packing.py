@@ -78,13 +78,24 @@ def new_directory(directory: Place) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_log(
-    directory: Place, shards: int, codec: Codec, budget_bytes: int, upload_bytes: int
+    directory: Place,
+    shards: int,
+    codec: Codec,
+    budget_bytes: int,
+    upload_bytes: int,
+    base: str | None = None,
+    dated: tuple[int, int] | None = None,
 ) -> Iterator[Sink]:
-    """The log of a new checkpoint, which is committed and sealed at the end."""
+    """The log of a new checkpoint, which is committed and sealed at the end.
+
+    With *dated* it says that it was made and committed then.
+    """
     with Lanes(shards, budget_bytes=budget_bytes, upload_bytes=upload_bytes) as lanes:
         checkpoint = Checkpoint(directory)
         try:
-            log = checkpoint.begin_writing(lanes, shards=shards, codec=codec)
+            log = checkpoint.begin_writing(
+                lanes, shards=shards, codec=codec, base=base, dated=dated
+            )
             yield Sink(log, lanes)
             log.prepare_commit()
             checkpoint.commit(seal=True)

@@ -100,6 +100,12 @@ class StoreDirectory(Protocol):
     def rename(self, new: Any) -> None:
         """Move it to the place *new*, of its own kind, durably. Raises: OSError."""
 
+    def exchange(self, other: Any) -> None:
+        """Give it the place *other* and what is there its own, at once and durably.
+
+        Raises: OSError, where the filesystem cannot, too.
+        """
+
     def create_shards(self, names: Sequence[str], buffer_bytes: int) -> Sequence[ShardFile]:
         """New, empty shards, and their names durable. All of them or none.
 

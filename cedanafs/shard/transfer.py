@@ -31,8 +31,13 @@ _UNFINISHED: Final = ".cedanafs-copy"
 
 
 def is_unfinished_copy(name: str) -> bool:
-    """Whether a directory called *name* holds what `copy` has not finished."""
+    """Whether a directory called *name* holds what `copy` or `compact` has not finished."""
     return name.startswith(".") and name.endswith(_UNFINISHED)
+
+
+def unfinished_beside(target: Path) -> Path:
+    """Where what is to become *target* is written and checked; `list` shows nothing there."""
+    return target.parent / f".{target.name}{_UNFINISHED}"
 
 
 def copy(source: Place, target: Place, progress: Progress = lambda _: None) -> int:
@@ -45,7 +50,7 @@ def copy(source: Place, target: Place, progress: Progress = lambda _: None) -> i
         raise UsageError(f"{target}: copies go to directories only: extract it, and pack it there")
     if directory_at(target).exists():
         raise UsageError(f"{target} is there already: choose another name")
-    unfinished = target.parent / f".{target.name}{_UNFINISHED}"
+    unfinished = unfinished_beside(target)
     with _unchanging(source) as opened:
         _require_base(opened, target)
         place = directory_at(unfinished)

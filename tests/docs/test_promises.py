@@ -17,6 +17,7 @@ PROMISING = (
     "options.md",
     "drivers.md",
     "interoperation.md",
+    "looking.md",
     "stores.md",
     "scale.md",
 )
