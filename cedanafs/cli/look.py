@@ -30,7 +30,15 @@ from cedanafs.cli.shown import (
     when,
 )
 from cedanafs.criu import messages
-from cedanafs.errors import CheckpointIncomplete, CorruptShard, MachineError, UsageError
+from cedanafs.errors import (
+    BaseUnusable,
+    CheckpointError,
+    CheckpointIncomplete,
+    CheckpointMissing,
+    CorruptShard,
+    MachineError,
+    UsageError,
+)
 from cedanafs.look import CheckpointSummary, list_store
 from cedanafs.look import inspect as summary_at
 from cedanafs.look.images import Images
@@ -127,9 +135,36 @@ def inspect(
 
 @click.command()
 @click.argument("checkpoint", type=PlaceArgument)
+@click.option(
+    "--repair", "and_repair", is_flag=True, help="Go on to repair what is wrong, see there."
+)
+@click.option("--yes", is_flag=True, help="With --repair: change it, not only show what could be.")
 @json_option
-def verify(checkpoint: Place, as_json: bool) -> None:
+def verify(checkpoint: Place, and_repair: bool, yes: bool, as_json: bool) -> None:
     """Read every byte of CHECKPOINT and check it; exit code 3 when something is wrong."""
+    if yes and not and_repair:
+        raise UsageError("verify changes nothing: --yes goes with --repair")
+    if not and_repair:
+        _verify(checkpoint, as_json)
+        return
+    if as_json:
+        raise UsageError("--json goes with verify alone, not with --repair")
+    try:
+        if _verify(checkpoint, as_json):
+            return
+        found = repairing.diagnose(checkpoint)
+    except (CheckpointMissing, BaseUnusable):
+        raise
+    except CheckpointError as exc:
+        found = repairing.diagnose(checkpoint)
+        if not (found.damages or found.torn_bytes or found.unfinished):
+            raise  # it is its base's, or its parent's
+        click.echo(printable(f"cedanafs: {exc}"), err=True)
+    _bring_back_or_accept(checkpoint, found, yes=yes)
+
+
+def _verify(checkpoint: Place, as_json: bool) -> bool:
+    """Whether there is nothing to repair. Raises: CheckpointError for the last of its damages."""
     summary = summary_at(checkpoint)
     total = summary.stored_bytes
     with TerminalReport().bar(f"verifying {checkpoint}", total) as show:
@@ -161,6 +196,7 @@ def verify(checkpoint: Place, as_json: bool) -> None:
             )
         for parent in parents:
             click.echo(f"  it builds on {parent}, which has to be right, too")
+    return found.torn_bytes == 0 and summary.problem is None
 
 
 @click.command()
@@ -212,6 +248,12 @@ def repair(checkpoint: Place, yes: bool, directory: Path | None, accept: bool) -
     found = repairing.diagnose(checkpoint)
     for damage in found.damages:
         click.echo(printable(f"cedanafs: {damage}"), err=True)
+    _bring_back_or_accept(checkpoint, found, yes=yes, accept=accept)
+
+
+def _bring_back_or_accept(
+    checkpoint: Place, found: repairing.Diagnosis, *, yes: bool, accept: bool = False
+) -> None:
     if found.way is None and (found.damages or found.torn_bytes):
         raise CorruptShard(
             f"{checkpoint}: no commit of it is whole; "

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from writing import Writer, last_commit, read_checkpoint, writing
+from click.testing import CliRunner, Result
+from writing import Writer, last_commit, make_checkpoint, read_checkpoint, writing
 
 from cedanafs import cli
+from cedanafs.errors import CheckpointMissing
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.store import shard_paths
 
@@ -208,6 +210,47 @@ def test_a_damaged_frame_costs_the_images_in_it(tmp_path: Path, repair: Repair, 
     assert code == 3
     assert read_checkpoint(directory) == FIRST
     assert repair(directory)[0] == 0
+
+
+def test_verify_goes_on_to_repair(tmp_path: Path) -> None:
+    """It says what is wrong, once, and then what repair says; nothing to repair is no failure."""
+    directory = committed_twice(tmp_path / "c", "zstd")
+
+    def verify(*flags: str) -> Result:
+        return CliRunner().invoke(cli.cedanafs, ["verify", str(directory), *flags])
+
+    assert verify("--repair", "--yes").exit_code == 0
+    with writing(directory) as writer:
+        put(writer, {"late": NOISE})
+    torn = contents(directory)
+    shown = verify("--repair")
+    assert "every byte is right" in shown.stdout
+    assert "nothing was changed" in str(shown.exception)
+    assert contents(directory) == torn
+    assert verify("--repair", "--yes").exit_code == 0
+    assert contents(directory) != torn
+
+    path = shard_paths(directory)[1]
+    flip(path, 400)
+    damaged = contents(directory)
+    shown = verify("--repair")
+    assert shown.stderr.count("img-1.zst at offset") == 1, shown.stderr
+    assert "no commit of it is whole" in str(shown.exception)
+    assert contents(directory) == damaged
+    assert "--yes goes with --repair" in str(verify("--yes").exception)
+
+    make_checkpoint(tmp_path / "base", {"inventory.img": NOISE * 3})
+    directory = tmp_path / "user"
+    with writing(directory, base="base") as writer:
+        writer.create("inventory.img", NOISE * 3)
+        writer.commit(seal=True)
+    flip(tmp_path / "base/img-0.zst", 400)
+    shown = verify("--repair", "--yes")
+    assert "of the base: " in str(shown.exception)
+    directory = tmp_path / "none"
+    missing = verify("--repair")
+    assert isinstance(missing.exception, CheckpointMissing)
+    assert missing.stderr == ""
 
 
 @pytest.mark.parametrize("codec", CODECS)
