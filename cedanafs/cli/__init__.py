@@ -65,6 +65,19 @@ cedanafs.add_command(check.check)
 cedanafs.add_command(completion.completion)
 
 
+@click.group("checkpointctl cedanafs", context_settings=cedanafs.context_settings)
+@click.version_option(__version__, prog_name="cedanafs")
+def checkpointctl() -> None:
+    """Show checkpoints that are kept with cedanafs."""
+    log.to_stderr(0)
+
+
+checkpointctl.add_command(look.list_)
+checkpointctl.add_command(look.list_, "show")  # of one checkpoint, as checkpointctl calls it
+checkpointctl.add_command(look.inspect)
+checkpointctl.add_command(diff.diff)
+
+
 def main() -> None:
     """`cedanafs`."""
     run_program(cedanafs)
@@ -80,10 +93,18 @@ def umount_helper_main() -> None:
     run_program(mount_helper.umount)
 
 
-def run_program(command: click.Command) -> None:
-    """Run *command*. Whatever goes wrong is one line on stderr and an exit code of the table."""
+def checkpointctl_main() -> None:
+    """`checkpointctl-cedanafs`, see cedanafs/checkpointctl.py."""
+    run_program(checkpointctl, "checkpointctl cedanafs")
+
+
+def run_program(command: click.Command, name: str | None = None) -> None:
+    """Run *command*, which calls itself *name*.
+
+    Whatever goes wrong is one line on stderr and an exit code of the table.
+    """
     try:
-        command(standalone_mode=False)
+        command(prog_name=name, standalone_mode=False)
     except click.exceptions.Exit as exc:
         sys.exit(exc.exit_code)
     except click.Abort:

@@ -32,6 +32,7 @@ exec 2>&1
 dpkg --install /tmp/cedanafs.deb
 cd /
 cedanafs --version
+checkpointctl-cedanafs --version
 test "$(readlink -f "$(command -v cedanafs)")" = /usr/lib/cedanafs/bin/cedanafs
 man --warnings cedanafs-dump-process | grep -- --leave-running
 man mount.cedanafs | grep MOUNTPOINT
@@ -93,6 +94,7 @@ def test_the_wheel_in_a_new_environment(built: Path, tmp_path: Path) -> None:
         "cedanafs --version",
         "mount.cedanafs --help",
         "umount.cedanafs --help",
+        "checkpointctl-cedanafs --help",
         "man cedanafs-mount | grep -e --memory-limit",
     ):
         done = subprocess.run(
