@@ -46,7 +46,7 @@ def open_store(store: StrPath) -> Store:
     """
     place = _place(store)
     if not directory_at(place).exists():
-        raise StoreError(f"store {place} is not a directory")
+        raise StoreError(f"store {place} is not a directory: mkdir -m 700 makes one")
     return Store(place)
 
 

@@ -5,6 +5,11 @@ what is wrong, with which checkpoint or shard, and what to do. No errno and no e
 chosen here: `cedanafs.fs.errnos` and `cedanafs.cli` translate.
 """
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class CedanaFsError(Exception):
     """Base of every error that cedanafs raises on purpose."""
@@ -16,6 +21,9 @@ class UsageError(CedanaFsError):
 
 class CheckpointError(CedanaFsError):
     """A checkpoint is damaged, incomplete, foreign or mixed up (exit code 3)."""
+
+    repairable = False
+    """Whether `cedanafs repair` may have something to say."""
 
 
 class CheckpointMissing(CheckpointError):
@@ -29,9 +37,13 @@ class CheckpointIncomplete(CheckpointError):
 class CorruptShard(CheckpointError):
     """Bytes of a shard are not what was written; names shard, offset and what was found."""
 
+    repairable = True
+
 
 class MixedShards(CheckpointError):
     """Shards that belong to different checkpoints, commits or positions lie together."""
+
+    repairable = True
 
 
 class BaseUnusable(CheckpointError):
@@ -63,6 +75,12 @@ class CriuError(CedanaFsError):
 
 class MachineError(CedanaFsError):
     """The machine lacks something: root, /dev/fuse, a working CRIU (exit code 6)."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What to append to a message about *name*: which of *known* is most like it, if any is."""
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {near[0]!r}?" if near else ""
 
 
 def the_error(exc: BaseException) -> BaseException:

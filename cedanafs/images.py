@@ -16,7 +16,7 @@ import trio
 
 from cedanafs.config import Defaults, MountSettings
 from cedanafs.criu import tree
-from cedanafs.errors import CedanaFsError, CheckpointMissing, StoreError, UsageError
+from cedanafs.errors import CedanaFsError, StoreError, UsageError, did_you_mean
 from cedanafs.fs.mount import mounted
 from cedanafs.fs.mounts import (
     BASE_XATTR,
@@ -35,7 +35,9 @@ from cedanafs.shard.segments import is_shard_name
 from cedanafs.shard.store import (
     PAGES_NAME,
     directory_at,
+    no_checkpoint,
     remove_shards,
+    require_there,
     shard_paths,
 )
 
@@ -115,7 +117,7 @@ async def images_of_dump(
         directory = directory.patient(settings.store_timeout_s)
         await trio.to_thread.run_sync(partial(directory_at(directory).check, writable=True))
     if isinstance(directory, Path) and not directory.is_dir():
-        raise UsageError(f"--dir {directory} is not a directory")
+        raise UsageError(f"--dir {directory} is not a directory: mkdir -m 700 makes one")
     mount = mount_holding(directory)
     if mount is None and settings is not None and (of_store := mount_of_store(directory)):
         mount, directory = of_store, of_store.mountpoint
@@ -124,7 +126,8 @@ async def images_of_dump(
         if settings is not None and settings.base is not None:
             raise UsageError("--parent and --base both leave out what an earlier dump has: use one")
         if not directory_at(directory / parent).exists():
-            raise UsageError(f"--parent {parent}: there is none in {directory}")
+            near = did_you_mean(parent, directory_at(directory).entries()[0])
+            raise UsageError(f"--parent {parent}: there is none in {directory}{near}")
         await trio.to_thread.run_sync(chain, directory / parent)
     if mount is not None and isinstance(path, Path):
         if settings is None:
@@ -205,8 +208,7 @@ async def images_of_restore(
         path = path.patient(defaults.store_timeout)
     mount = mount_holding(path)
     store_path = mount.store_path(path) if mount else path
-    if not await trio.to_thread.run_sync(directory_at(path).exists):
-        raise CheckpointMissing(f"{path}: no such directory")
+    await trio.to_thread.run_sync(require_there, path)
     shards = len(await trio.to_thread.run_sync(shard_paths, store_path))
     if stream is not None and stream != shards:
         has = f"has {shards} shards" if shards else "holds plain images, no shards"
@@ -222,7 +224,7 @@ async def images_of_restore(
         await trio.to_thread.run_sync(chain, path.absolute())
         yield Images(path, path, streamed=mount is not None, done_bytes=lambda: 0)
     else:
-        raise CheckpointMissing(f"{path}: no checkpoint here: no img-0 and no {INVENTORY}")
+        raise no_checkpoint(path, f"no img-0 and no {INVENTORY}")
 
 
 @asynccontextmanager

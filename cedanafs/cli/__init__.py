@@ -112,6 +112,9 @@ def run_program(command: click.Command, name: str | None = None) -> None:
         sys.exit(1)
     except click.ClickException as exc:
         text = exc.format_message()
+        if isinstance(exc, click.MissingParameter) and exc.ctx is not None:
+            usage = " ".join(exc.ctx.get_usage().removeprefix("Usage:").split())
+            text = f"{text.rstrip('.')}: {usage}"
         if "\n" in text:  # no command given: the whole help
             click.echo(text, err=True)
         else:

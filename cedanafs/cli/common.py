@@ -78,7 +78,10 @@ def in_words(error: BaseException) -> str:
         return "interrupted"
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
-    return printable(str(error) or type(error).__name__)
+    text = str(error) or type(error).__name__
+    if isinstance(error, errors.CheckpointError) and error.repairable and "repair" not in text:
+        text += "; cedanafs repair shows what can be had of it"
+    return printable(text)
 
 
 def printable(text: str) -> str:

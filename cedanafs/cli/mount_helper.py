@@ -15,7 +15,7 @@ import click
 from cedanafs import log
 from cedanafs.cli.common import PathArgument
 from cedanafs.cli.mounts import mount as mount_command
-from cedanafs.errors import UsageError
+from cedanafs.errors import UsageError, did_you_mean
 from cedanafs.fs.mounts import detach, unmount
 
 _READ_ONLY: Final = {"ro": ["--read-only"], "rw": []}
@@ -47,8 +47,9 @@ def _flag(text: str, sloppy: bool) -> Iterator[str]:
         return
     elif (option := _OPTIONS.get(name.replace("-", "_"))) is None:
         if not sloppy:
-            known = ", ".join([*_READ_ONLY, *_OPTIONS])
-            raise UsageError(f"mount option {text}: unknown; there are {known}")
+            known = [*_READ_ONLY, *_OPTIONS]
+            near = did_you_mean(name.replace("-", "_"), known)
+            raise UsageError(f"mount option {text}: unknown; there are {', '.join(known)}{near}")
     elif option.is_flag == bool(equals):
         raise UsageError(
             f"mount option {text}: " + ("takes no value" if equals else "takes a value")

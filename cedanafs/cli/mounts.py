@@ -183,7 +183,10 @@ def umount(mountpoint: Path) -> None:
 def commit(directory: Path) -> None:
     """Make durable what was written into DIRECTORY of a mount; the same as `sync DIRECTORY`."""
     if mount_holding(directory) is None:
-        raise errors.UsageError(f"{directory} is not in a mount of cedanafs")
+        raise errors.UsageError(
+            f"{directory} is not in a mount of cedanafs: findmnt -t fuse.cedanafs shows them; "
+            "what is in a store was committed by whoever wrote it"
+        )
     try:
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -4,7 +4,6 @@ The field names on the wire are those of CRIU's rpc.proto. Flags that are off ar
 CRIU's own configuration files keep their say about them.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any, Final, Self
 
 from cedanafs.criu import messages
 from cedanafs.criu.overlay import PortRemap
-from cedanafs.errors import UsageError
+from cedanafs.errors import UsageError, did_you_mean
 
 # Not for --criu-opts: set by the driver, or naming descriptors of a process out of users' reach.
 OWNED: Final = frozenset(
@@ -204,8 +203,7 @@ def _plain(name: str) -> str:
 
 def _nearest(name: str) -> str:
     known = set(messages.rpc().criu_opts.DESCRIPTOR.fields_by_name) | set(COMMAND_LINE_NAMES)
-    near = difflib.get_close_matches(name.lower(), sorted(known - OWNED), n=1)
-    return f": did you mean {near[0]!r}?" if near else ""
+    return did_you_mean(name.lower(), known - OWNED)
 
 
 def _set_field(message: Any, name: str, value: object) -> None:

@@ -99,7 +99,9 @@ def unmount(mountpoint: Path) -> None:
     mountpoint = mountpoint.absolute()
     mount = next((m for m in mounts() if m.mountpoint == mountpoint), None)
     if mount is None:
-        raise UsageError(f"{mountpoint} is no mount of cedanafs")
+        raise UsageError(
+            f"{mountpoint} is no mount of cedanafs: findmnt -t fuse.cedanafs shows them"
+        )
     _seal(mount)
     device = _device(mountpoint)
     done = _umount(mountpoint)

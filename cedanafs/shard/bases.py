@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from cedanafs.errors import (
     BaseUnusable,
     CedanaFsError,
-    CheckpointMissing,
     StoreBusy,
     StoreError,
     UsageError,
@@ -27,6 +26,7 @@ from cedanafs.shard.store import (
     open_shards,
     remove_shards,
     require_shards,
+    require_there,
     shard_paths,
 )
 
@@ -153,8 +153,7 @@ def refuse_if_used(directory: Place, what: str) -> None:
 def remove(directory: Place, *, even_if_used: bool) -> None:
     """Remove the checkpoint in *directory*. Raises: UsageError when others need it, StoreBusy."""
     place = directory_at(directory)
-    if not place.exists():
-        raise CheckpointMissing(f"{directory}: no such directory")
+    require_there(directory)
     shards = list(filter(is_shard_name, place.entries()[1]))
     if not shards:
         require_shards(directory)

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 import lz4.frame
 import zstandard
 
-from cedanafs.errors import CorruptShard, UsageError
+from cedanafs.errors import CorruptShard, UsageError, did_you_mean
 
 Bytes: TypeAlias = bytes | memoryview
 
@@ -195,7 +195,10 @@ def codec_of(text: str) -> Codec:
     name, _, level = text.strip().lower().partition(":")
     codec = _CODECS.get("none" if name == "tar" else name)
     if codec is None:
-        raise UsageError(f"compression {text!r} is not known; one of {', '.join(CODEC_NAMES)}")
+        near = did_you_mean(name, CODEC_NAMES)
+        raise UsageError(
+            f"compression {text!r} is not known; one of {', '.join(CODEC_NAMES)}{near}"
+        )
     if not level:
         return codec
     try:

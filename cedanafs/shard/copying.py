@@ -8,7 +8,7 @@ from typing import Final
 
 import xxhash
 
-from cedanafs.errors import CheckpointIncomplete, CorruptShard
+from cedanafs.errors import CheckpointIncomplete, CorruptShard, StoreError
 from cedanafs.shard.audit import INVENTORY, Progress
 from cedanafs.shard.codec import Bytes, Codec
 from cedanafs.shard.contents import Image
@@ -136,10 +136,10 @@ def _copy(images: Images, image: Image, sink: Sink, progress: Progress) -> None:
 
 
 def require_equal(directory: Place, digests: Mapping[str, str]) -> None:
-    """Raises: CorruptShard when the images in *directory* are others than those of *digests*."""
+    """Raises: StoreError when the images in *directory* are others than those of *digests*."""
     with images_in(directory) as images:
         for image in images:
             for _ in images.data(image):
                 pass
         if images.digests != digests:
-            raise CorruptShard(f"{directory} is not what was written: its images differ")
+            raise StoreError(f"{directory} is not what was written: its images differ")

@@ -69,7 +69,7 @@ def export(
     if layout is Layout.CEDANA and shards < 2:
         raise UsageError("--layout cedana: --stream 2 at least: the first is for small files")
     with images_in(source) as images:
-        _check_names(images, layout)
+        _check_names(source, images, layout)
         with new_directory(directory):
             files = create_shards(directory, shards, codec, upload_bytes)
             try:
@@ -84,14 +84,23 @@ def export(
         return len(images)
 
 
-def _check_names(images: Images, layout: Layout) -> None:
+def _check_names(source: Place, images: Images, layout: Layout) -> None:
     for image in images:
         if image.symlink_to is not None:
-            raise UsageError(f"{image.name} is a link: no other streamer's set can hold one")
+            raise UsageError(
+                f"{source}: {image.name} is a link: no other streamer's set can hold one; "
+                "cedanafs convert copies it"
+            )
         if layout is Layout.CEDANA and image.name == NAMES_FILE:
-            raise UsageError(f"{NAMES_FILE} is a name that Cedana's sets use themselves")
+            raise UsageError(
+                f"{source}: {NAMES_FILE} is a name that Cedana's sets use themselves: "
+                "--layout streamer takes it"
+            )
         if not image.name.isprintable():
-            raise UsageError(f"{image.name!r}: no other streamer's set can hold such a name")
+            raise UsageError(
+                f"{source}: {image.name!r}: no other streamer's set can hold such a name; "
+                "cedanafs convert copies it"
+            )
 
 
 def _write(images: Images, layout: Layout, outputs: Sequence[_Output], progress: Progress) -> None:

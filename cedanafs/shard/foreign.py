@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from cedanafs.errors import CheckpointIncomplete, CorruptShard, MixedShards, StoreError
+from cedanafs.errors import (
+    CheckpointError,
+    CheckpointIncomplete,
+    CorruptShard,
+    MixedShards,
+    StoreError,
+)
 from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import Bytes, Codec, codec_of
 from cedanafs.shard.commit import MAX_HEAD_LEN, FrameRow, Index
@@ -177,10 +183,12 @@ def read_through(
                 raise
             raise type(exc)(f"{directory}: {exc}") from None
         contents.drop_hidden()
-    except BaseException:
+    except BaseException as exc:
         for file in unpacked:
             if file not in files:
                 file.close()
+        if isinstance(exc, CheckpointError):
+            exc.repairable = False  # that is for what has commits
         raise
     return Found(
         tool,

@@ -201,7 +201,7 @@ class LocalDirectory:
         """Raises: StoreError when it is no store that can be read, or written if *writable*."""
         require_sound(self.path, writable=writable)
         if not self.path.is_dir():
-            raise StoreError(f"store {self.path} is not a directory")
+            raise StoreError(f"store {self.path} is not a directory: mkdir -m 700 makes one")
         wanted = os.R_OK | os.X_OK | (os.W_OK if writable else 0)
         read_only = os.statvfs(self.path).f_flag & os.ST_RDONLY
         if not os.access(self.path, wanted) or (read_only and writable):

@@ -13,8 +13,6 @@ from typing import Final
 
 from cedanafs.errors import (
     CheckpointIncomplete,
-    CheckpointMissing,
-    CorruptShard,
     StoreError,
     UsageError,
 )
@@ -26,7 +24,7 @@ from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.log import Log
 from cedanafs.shard.place import Place
 from cedanafs.shard.segments import is_shard_name
-from cedanafs.shard.store import directory_at, remove_shards
+from cedanafs.shard.store import directory_at, remove_shards, require_there
 
 _PIECE_BYTES: Final = 1 << 20
 
@@ -47,7 +45,7 @@ def pack(
     durable, and every byte of it was read back; when it raises, nothing of it is left.
     *budget_bytes* bounds what is read and not yet written.
     Raises: UsageError, CheckpointMissing and CheckpointIncomplete about what *source* is no dump
-    for, StoreError, CorruptShard when the store does not give back what it was given.
+    for, StoreError, also when the store does not give back what it was given.
     """
     names = _names(source)
     with new_directory(directory):
@@ -104,15 +102,14 @@ def new_log(
 
 
 def require_as_written(directory: Place) -> None:
-    """Raises: CorruptShard."""
+    """Raises: StoreError."""
     if damages := verify(directory).damages:
-        raise CorruptShard(f"{directory} is not what was written: {damages[0]}")
+        raise StoreError(f"{directory} is not what was written: {damages[0]}")
 
 
 def _names(source: Path) -> list[str]:
     """What is to be packed, `inventory.img` last, as CRIU writes it."""
-    if not source.is_dir():
-        raise CheckpointMissing(f"{source}: no such directory")
+    require_there(source)
     with _reading(source) as root:
         names = sorted(os.listdir(root))
         if any(map(is_shard_name, names)):
@@ -181,7 +178,9 @@ def _take(root: int, name: str, sink: Sink, progress: Progress) -> None:
     if stat.S_ISLNK(found.st_mode):
         target = os.readlink(name, dir_fd=root)
         if not is_link_target(target):
-            raise UsageError(f"the link {name} leads to {target!r}")
+            raise UsageError(
+                f"the link {name} leads to {target[:60]!r}: no image can be such a link"
+            )
         image = sink.log.symlink(name, target, **owner)
     else:
         image = sink.log.create_image(name, mode=stat.S_IMODE(found.st_mode), **owner)

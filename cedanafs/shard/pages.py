@@ -253,7 +253,7 @@ def _identity(opened: Opened) -> str:
 def _counts(contents: Contents) -> dict[str, int]:
     counts = {name: image.extents.end // PAGE for name, image in contents.images.items()}
     if sum(counts.values()) * HASH_LEN > _MAX_LEN:
-        raise StoreError("too many pages for a base")
+        raise StoreError("too many pages for a base: dump without --base and --page-hashes")
     return {name: count for name, count in counts.items() if count}
 
 

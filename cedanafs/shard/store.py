@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from uuid import UUID
 
-from cedanafs.errors import CheckpointIncomplete, CheckpointMissing, MixedShards, StoreError
+from cedanafs.errors import (
+    CheckpointIncomplete,
+    CheckpointMissing,
+    MixedShards,
+    StoreError,
+    did_you_mean,
+)
 from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import Bytes, Codec
 from cedanafs.shard.format import MAX_SHARDS
@@ -203,12 +209,28 @@ def shard_paths(directory: Place) -> list[Place]:
 
 def require_shards(directory: Place) -> list[Place]:
     """Like `shard_paths`. Raises: CheckpointMissing where there is none."""
-    if not directory_at(directory).exists():
-        raise CheckpointMissing(f"{directory}: no such directory")
+    require_there(directory)
     paths = shard_paths(directory)
     if not paths:
-        raise CheckpointMissing(f"{directory}: no checkpoint here (no img-0 file)")
+        raise no_checkpoint(directory, "no img-0 file")
     return paths
+
+
+def require_there(directory: Place) -> None:
+    """Raises: CheckpointMissing, with what is there that is called much like it."""
+    if directory_at(directory).exists():
+        return
+    above = directory_at(directory.absolute().parent)
+    beside = above.entries()[0] if above.exists() else []
+    near = did_you_mean(directory.name, beside)
+    raise CheckpointMissing(f"{directory}: no such directory{near}")
+
+
+def no_checkpoint(directory: Place, why: str) -> CheckpointMissing:
+    """The error for a directory in which there is none; it may be the store, and say so."""
+    below = directory_at(directory).entries()[0]
+    inside = f": in it are {', '.join(below[:5])}: name one of them" if below else ""
+    return CheckpointMissing(f"{directory}: no checkpoint here ({why}){inside}")
 
 
 def remove_shards(directory: Place) -> None:
