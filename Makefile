@@ -17,6 +17,7 @@ demo: machine .venv/.criu ## checkpoint and restore a process through a mount
 test: machine lint .venv/.criu programs ## lint, then run the tests (PYTEST_ARGS="-x -k mount" picks some)
 	.venv/bin/python -m pytest $(PYTEST_ARGS)
 
+test-full: .venv/.azurite
 test-full: PYTEST_ARGS += -m "full or not full"
 test-full: test ## the same with tests that take longer than a minute
 
@@ -70,6 +71,11 @@ clean: ## remove all that was built or installed here; system packages stay
 .venv/.bench: .venv/.packages
 	@scripts/setup-system redis-tools
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+.venv/.azurite: .venv/.packages
+	@command -v npm >/dev/null || scripts/setup-system npm
+	npm install --silent --no-audit --no-fund --prefix .venv/azurite azurite@3
 	@touch $@
 
 system:

@@ -1,9 +1,11 @@
 """Places of every kind, for the tests of what they have in common."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from azure import Azurite, azurite
 from botocore.exceptions import ClientError
 from s3 import Bucket, Server
 
@@ -17,12 +19,23 @@ def as_place(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> ObjectPath:
     return ObjectPath("s3", bucket.name, "store/job", timeout_s=20)
 
 
-@pytest.fixture(params=["local", "moto", "rclone"])
+@pytest.fixture(scope="session")
+def azure() -> Iterator[Azurite]:
+    with azurite() as server:
+        yield server
+
+
+@pytest.fixture(params=["local", "moto", "rclone", pytest.param("azurite", marks=pytest.mark.full)])
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     """An empty directory of a store, in each kind of store that can be written."""
     if request.param == "local":
         (tmp_path / "job").mkdir()
         return tmp_path / "job"
+    if request.param == "azurite":
+        server: Azurite = request.getfixturevalue("azure")
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        return ObjectPath("az", server.make_container(), "store/job", timeout_s=20)
     servers: dict[str, Server] = request.getfixturevalue("s3_servers")
     bucket = servers[request.param].make_bucket()
     with suppress(ClientError):  # rclone may not have seen yet that it is there

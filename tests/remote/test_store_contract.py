@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from cedanafs.errors import CorruptShard, StoreBusy, StoreError
+from cedanafs.shard.bucket import bucket_at
 from cedanafs.shard.codec import codec_of
 from cedanafs.shard.place import ObjectPath, Place
 from cedanafs.shard.store import (
@@ -55,6 +56,17 @@ def written(place: Place, pieces: Sequence[Sequence[bytes]], shards: int = 2) ->
 def close(files: Sequence[ShardFile]) -> None:
     for file in files:
         file.close()
+
+
+@pytest.mark.parametrize(
+    "place", ["moto", "rclone", pytest.param("azurite", marks=pytest.mark.full)], indirect=True
+)
+def test_what_is_gone_already_keeps_nothing_else(place: ObjectPath) -> None:
+    bucket, keys = bucket_at(place), [(place / name).key for name in "abc"]
+    for key in keys[1:]:
+        bucket.create(key, SMALL)
+    bucket.delete(keys)
+    assert bucket.objects(place.key) == []
 
 
 def test_shards_hold_what_was_appended_and_synced(place: Place) -> None:
