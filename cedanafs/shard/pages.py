@@ -15,7 +15,8 @@ import struct
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import groupby, islice, repeat
+from itertools import compress, groupby, islice, repeat
+from operator import ne
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -77,7 +78,7 @@ class PageTable:
     def __init__(self, seed: int, counts: Mapping[str, int], hashes: bytes | bytearray) -> None:
         self.seed = seed
         self.counts = dict(counts)
-        self.hashes = bytes(hashes)
+        self.hashes = hashes
         self._names = list(self.counts)
         self._firsts: list[int] = []
         total = 0
@@ -85,16 +86,6 @@ class PageTable:
             self._firsts.append(total)
             total += count
         self._first_of = dict(zip(self._names, self._firsts, strict=True))
-        rate = 1
-        while total // rate > _LOOKED_UP and rate < 256:
-            rate *= 2
-        self._mask = rate - 1
-        self._found_at = {
-            self.hashes[page * HASH_LEN : (page + 1) * HASH_LEN]: page
-            for page, byte in enumerate(self.hashes[::HASH_LEN])
-            if not byte & self._mask
-        }
-        self._found_at.pop(_UNKNOWN, None)
 
     def first(self, name: str) -> int | None:
         """The number of the first page of image *name*."""
@@ -109,16 +100,36 @@ class PageTable:
             return digests
         return [b""] * before + list(digests) + [b""] * (count - before - len(digests))
 
-    def find(self, digest: bytes) -> int | None:
-        """A page with that hash, if it is one of those that are looked up."""
-        return None if digest[0] & self._mask else self._found_at.get(digest)
-
     def place(self, page: int) -> tuple[str, int, int]:
         """The image of *page*, its offset there, and how many pages from it on are that image's."""
         number = bisect_right(self._firsts, page) - 1
         first = self._firsts[number]
         name = self._names[number]
         return name, (page - first) * PAGE, first + self.counts[name] - page
+
+
+class _Lookup:
+    """Some pages of a table by their hashes: those in which so many bits are zero."""
+
+    def __init__(self, hashes: bytes | bytearray) -> None:
+        pages = len(hashes) // HASH_LEN
+        rate = 1
+        while pages // rate > _LOOKED_UP:
+            rate *= 2
+        self._low, self._high = (rate - 1) & 0xFF, (rate - 1) >> 8
+        chosen = bytes(not byte & self._low for byte in range(256))
+        self._pages = {
+            bytes(hashes[page * HASH_LEN : (page + 1) * HASH_LEN]): page
+            for page in compress(range(pages), hashes[::HASH_LEN].translate(chosen))
+            if not hashes[page * HASH_LEN + 1] & self._high
+        }
+        self._pages.pop(_UNKNOWN, None)
+
+    def find(self, digest: bytes) -> int | None:
+        """A page with that hash, if it is one of those that are looked up."""
+        if digest[0] & self._low or digest[1] & self._high:
+            return None
+        return self._pages.get(digest)
 
 
 class Pages:
@@ -129,6 +140,7 @@ class Pages:
     ) -> None:
         self.base_images = base_images
         self._table = table
+        self._lookup = _Lookup(table.hashes if table else b"")
         self.seed = table.seed if table else int.from_bytes(os.urandom(8), "little")
         self._zeros = hashes_of([bytes(PAGE)], self.seed)[0]
         self._moved: dict[str, int] = {}  # image → how many pages further it was found last
@@ -171,13 +183,16 @@ class Pages:
         first = table.first(name)
         same = -len(hashes) if first is None else page + first
         current = page + self._moved.get(name, same - page)
-        found = [_OWN] * len(hashes)
-        missing: Sequence[int] = range(len(hashes))
-        for guess in dict.fromkeys((current, same)):
-            there = table.of(guess, len(hashes))
+        pages = range(len(hashes))
+        missing = [*compress(pages, map(ne, hashes, table.of(current, len(hashes))))]
+        found = [current] * len(hashes)
+        for i in missing:
+            found[i] = _OWN
+        if missing and same != current:
+            there = table.of(same, len(hashes))
             for i in missing:
                 if hashes[i] == there[i]:
-                    found[i] = guess
+                    found[i] = same
             missing = [i for i in missing if found[i] == _OWN]
         for i in missing:
             digest = hashes[i]
@@ -185,7 +200,7 @@ class Pages:
                 found[i] = current
             elif digest == self._zeros:
                 found[i] = _ZEROS
-            elif (place := table.find(digest)) is not None:
+            elif (place := self._lookup.find(digest)) is not None:
                 current = place - i
                 while i >= 0 and found[i] == _OWN and table.of(current + i)[0] == hashes[i]:
                     found[i] = current  # and those before it, which alone are not looked up
@@ -233,15 +248,18 @@ def keep(directory: Path, table: PageTable, identity: str) -> None:
     """Keep *table* with the checkpoint; if that fails it is computed when it is wanted."""
     head = {"of": identity, "seed": table.seed, "pages": list(table.counts.items())}
     text = json.dumps(head).encode()
-    body = _HEAD.pack(_MAGIC, len(text)) + text + table.hashes
+    parts = (_HEAD.pack(_MAGIC, len(text)), text, table.hashes)
+    checksum = xxhash.xxh3_64()
     path = directory / PAGES_NAME
     with contextlib.suppress(OSError):
         path.unlink()
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
-            file.write(body)
-            file.write(struct.pack("<Q", xxhash.xxh3_64_intdigest(body)))
+            for part in parts:
+                file.write(part)
+                checksum.update(part)
+            file.write(struct.pack("<Q", checksum.intdigest()))
     except OSError as exc:
         logger.warning("%s: the hashes of its pages are not kept: %s", directory, exc.strerror)
 

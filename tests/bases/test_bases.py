@@ -95,6 +95,22 @@ def test_pages_that_have_moved_are_found(tmp_path: Path) -> None:
     assert stored(tmp_path / "b") < 40_000
 
 
+def test_the_memory_that_looking_pages_up_takes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: of more pages only each 2nd, 4th, … 1024th can be found anywhere."""
+    monkeypatch.setattr("cedanafs.shard.pages._LOOKED_UP", 64)
+    held = random.Random(5).randbytes((1 << 16) * PAGE // 64)  # 64 bytes make a page here
+    pages = [held[at : at + 64].ljust(PAGE, b".") for at in range(0, len(held), 64)]
+    digests = [hashes_of([page], 3)[0] for page in pages]
+    asked = Pages(PageTable(3, {"p": len(pages)}, b"".join(digests)))
+    found = 0
+    for at, page in enumerate(pages):
+        (run,), _ = asked.cut(f"new-{at}", 0, [page])
+        if run.kind == Kind.BASE:
+            assert run == Run(Kind.BASE, PAGE, "p", at * PAGE)
+            found += 1
+    assert 20 < found < 200
+
+
 def test_a_chain_is_read_through_and_flattened(tmp_path: Path) -> None:
     contents = NOISE
     for n in range(4):
