@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from cedanafs.errors import UsageError
+from cedanafs.errors import UsageError, did_you_mean
 from cedanafs.shard.codec import Codec, codec_of
 from cedanafs.shard.format import MAX_SHARDS
 from cedanafs.shard.place import ObjectPath, Place, place_of
@@ -170,6 +170,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Callable[[Any], object]]]] = {
     ("criu", "leaverunning"): ("leave_running", _flag),
 }
 _OURS: Final = {"checkpoint"}
+_VARIABLES: Final = ("CEDANAFS_CHECKPOINT_", "CEDANAFS_CRIU_")
 
 
 def config_files(environ: Mapping[str, str]) -> list[Path]:
@@ -193,6 +194,10 @@ def load_defaults(
         variable = f"CEDANAFS_{section}_{key}".upper()
         if variable in environ:
             defaults = _with(defaults, section, key, environ[variable], variable)
+    known = {f"CEDANAFS_{section}_{key}".upper() for section, key in _KEYS}
+    for variable in environ:
+        if variable.startswith(_VARIABLES) and variable not in known:
+            logger.warning("%s is not known and ignored%s", variable, did_you_mean(variable, known))
     return defaults
 
 
@@ -217,7 +222,9 @@ def _from_file(path: Path, defaults: Defaults) -> Defaults:
                 if (section.lower(), key.lower()) in _KEYS:
                     defaults = _with(defaults, section.lower(), key.lower(), value, where)
                 elif section.lower() in _OURS:
-                    logger.warning("%s is not known and ignored", where)
+                    keys = (name for of, name in _KEYS if of == section.lower())
+                    near = did_you_mean(key.lower(), keys)
+                    logger.warning("%s is not known and ignored%s", where, near)
         elif section.lower() in _OURS:
             raise UsageError(f"{path}: {section} is not a JSON object")
     return defaults

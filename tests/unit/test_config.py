@@ -112,8 +112,12 @@ def test_a_key_that_is_misspelt_is_told(
 ) -> None:
     path = write({"Checkpoint": {"Stremas": 3}})
     with caplog.at_level(logging.WARNING):
-        load_defaults({}, [path])
-    assert f"{path}: Checkpoint.Stremas is not known" in caplog.text
+        load_defaults({"CEDANAFS_CHECKPOINT_STREEM": "4", "CEDANAFS_ASK": "3"}, [path])
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: Checkpoint.Stremas is not known and ignored: did you mean 'streams'?",
+        "CEDANAFS_CHECKPOINT_STREEM is not known and ignored: "
+        "did you mean 'CEDANAFS_CHECKPOINT_STREAM'?",
+    ]
 
 
 @pytest.mark.parametrize(
