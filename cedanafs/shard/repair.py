@@ -7,11 +7,8 @@ Nothing is changed before `bring_back` is called.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from uuid import UUID
 
 from cedanafs.errors import (
     BaseUnusable,
@@ -25,24 +22,17 @@ from cedanafs.shard.appender import cut
 from cedanafs.shard.audit import Audit, audit, extract_images, verify
 from cedanafs.shard.bases import users_of_more
 from cedanafs.shard.checkpoint import Checkpoint
-from cedanafs.shard.codec import EXTENSIONS, codec_of
-from cedanafs.shard.commit import Footer, IndexUnits, footer_in, footer_unit, index_in
-from cedanafs.shard.contents import Contents, Image
+from cedanafs.shard.commit import footer_unit
+from cedanafs.shard.contents import Image
 from cedanafs.shard.extents import Frame
-from cedanafs.shard.format import Carrier, Header, Kind
 from cedanafs.shard.lanes import Lanes
-from cedanafs.shard.opening import Opened, open_checkpoint, opened_at
+from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.place import ObjectPath, Place
 from cedanafs.shard.reader import load_frame
-from cedanafs.shard.records import Marker, parse
-from cedanafs.shard.scan import Commit, headers
+from cedanafs.shard.scan import Commit
 from cedanafs.shard.segments import is_shard_name
-from cedanafs.shard.store import (
-    ShardFile,
-    directory_at,
-    open_shards,
-    require_shards,
-)
+from cedanafs.shard.store import directory_at, require_shards
+from cedanafs.shard.wreck import Wreck, as_far_as_known, as_of, look_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,55 +64,12 @@ class Diagnosis:
     way: Way | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A commit of one shard whose index is whole; its footer, if that is."""
-
-    units: IndexUnits
-    at: int
-    footer: Footer | None
-
-    @property
-    def footer_at(self) -> int:
-        return self.at + self.units.footer_at
-
-    @property
-    def end(self) -> int:
-        return self.at + self.units.end
-
-
-@dataclass(slots=True)
-class _Shards:
-    """The shards as far as anything of them makes sense."""
-
-    directory: Place
-    files: list[ShardFile]
-    carrier: Carrier
-    lengths: list[int] = field(default_factory=list)
-    commits: list[dict[int, _Found]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.lengths = [file.length() for file in self.files]
-        self.commits = [
-            {found.units.index.commit: found for found in _commits(file, self.carrier, length)}
-            for file, length in zip(self.files, self.lengths, strict=True)
-        ]
-
-    def numbers(self) -> list[int]:
-        """The commits of which every shard has the index, newest first."""
-        return sorted(set.intersection(*map(set, self.commits)), reverse=True)
-
-    def close(self) -> None:
-        for file in self.files:
-            file.close()
-
-
 def diagnose(directory: Place) -> Diagnosis:
     """What is wrong with the checkpoint in *directory*. Changes nothing.
 
     Raises: CheckpointMissing, CheckpointIncomplete where shards are missing, StoreError.
     """
-    shards = _look(require_shards(directory))
+    shards = look_at(require_shards(directory))
     try:
         try:
             opened = open_checkpoint(directory)
@@ -161,10 +108,10 @@ def bring_back(directory: Place, way: Way) -> Audit:
             f"{directory}: base of {', '.join(way.needed_by[:5])}, also with what would be cut "
             "off: flatten them first, or rm them if they are lost"
         )
-    shards = _look(require_shards(directory), writable=True)
+    shards = look_at(require_shards(directory), writable=True)
     try:
         shards.files[0].lock()
-        if tuple(_at(shards, way.opened.commit)[1]) != way.commits:
+        if tuple(as_of(shards, way.opened.commit)[1]) != way.commits:
             raise StoreBusy(f"{directory}: changed by another server since it was looked at")
         for file, found, commit in zip(shards.files, shards.commits, way.commits, strict=True):
             # As in `cut`: no footer may stand without what it vouches for.
@@ -214,15 +161,15 @@ def salvage(directory: Place, target: Path) -> tuple[int, list[str]]:
     )
     if not paths:
         require_shards(directory)
-    shards = _look([path for path in paths if path.suffix == paths[0].suffix])
+    shards = look_at([path for path in paths if path.suffix == paths[0].suffix])
     try:
         for number in shards.numbers():
-            opened, _ = _at(shards, number)
+            opened, _ = as_of(shards, number)
             if opened is not None:
                 lost = _without_damaged(opened)
                 break
         else:
-            opened, lost = _as_far_as_known(shards)
+            opened, lost = as_far_as_known(shards)
         if not opened.contents.images:
             raise CorruptShard(f"{directory}: not one image in it is whole")
         return extract_images(opened, target), lost
@@ -230,44 +177,11 @@ def salvage(directory: Place, target: Path) -> tuple[int, list[str]]:
         shards.close()
 
 
-def _look(paths: Sequence[Place], *, writable: bool = False) -> _Shards:
-    files: list[ShardFile] = []
-    try:
-        files = open_shards(paths, writable=writable)
-        codec = codec_of(EXTENSIONS[paths[0].suffix])
-        return _Shards(paths[0].parent, files, Carrier(codec))
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
-
-
-def _commits(file: ShardFile, carrier: Carrier, length: int) -> Iterator[_Found]:
-    for at, header, body in headers(file, carrier, length):
-        if header.kind != Kind.COMMIT:
-            continue
-        data = file.read_at(at, min(body + header.stored_len, length) - at)
-        try:
-            units = index_in(data, carrier)
-        except CheckpointError:
-            continue
-        rest = data[units.footer_at :]
-        try:
-            footer = footer_in(rest, carrier)
-        except CheckpointError:
-            yield _Found(units, at, None)
-        else:
-            whole = footer.belongs_to(units.index) and (
-                footer_unit(footer, carrier, units.seq) == rest
-            )
-            yield _Found(units, at, footer if whole else None)
-
-
-def _way(shards: _Shards) -> Way | None:
+def _way(shards: Wreck) -> Way | None:
     """The newest commit that is whole, but for footers."""
     newest: Opened | None = None
     for number in shards.numbers():
-        opened, commits = _at(shards, number)
+        opened, commits = as_of(shards, number)
         if opened is None:
             continue
         newest = newest or opened
@@ -287,91 +201,6 @@ def _way(shards: _Shards) -> Way | None:
                 tuple(unknown),
             )
     return None
-
-
-def _at(shards: _Shards, number: int) -> tuple[Opened | None, list[Commit]]:
-    """What commit *number* says, by its indexes; the footers are as they are or should be."""
-    found = [each[number] for each in shards.commits]
-    known = next((each.footer for each in found if each.footer is not None), None)
-    commits: list[Commit] = []
-    for k, each in enumerate(found):
-        footer = each.footer
-        if footer is None:
-            footer = _footer(shards, number, k, known)
-        if footer is None or each.end != each.footer_at + len(
-            footer_unit(footer, shards.carrier, each.units.seq)
-        ):
-            return None, []
-        commits.append(Commit(each.units.index, footer, each.footer_at, each.end))
-    if any(k != commit.index.shard for k, commit in enumerate(commits)):
-        return None, []
-    if len({commit.index.checkpoint for commit in commits}) > 1:
-        return None, []
-    try:
-        return opened_at(shards.directory, shards.files, commits), commits
-    except BaseUnusable:
-        raise
-    except CheckpointError:
-        return None, []
-
-
-def _footer(shards: _Shards, number: int, k: int, known: Footer | None) -> Footer | None:
-    """The footer that shard *k* has lost, as it was written; *known* is another shard's."""
-    found = [each[number] for each in shards.commits]
-    first, own = found[0], found[k]
-    before = shards.commits[k].get(number - 1)
-    if before is None and number > 1:
-        return None
-    # A seal's frame, on shard 0, stands between the content and the commit.
-    sealed = known.sealed if known else first.units.index.content_end < first.at
-    if known is not None:
-        next_seq = known.next_seq
-    elif not shards.carrier.codec.hides:
-        next_seq = first.units.seq + 1 + sealed
-    else:
-        next_seq = first.units.index.content_seq
-        if sealed:
-            next_seq = _seal_end(shards.files[0], shards.carrier, first)
-    return Footer(
-        shard=k,
-        sealed=sealed,
-        commit=number,
-        commit_offset=own.at,
-        previous_end=before.end if before else 0,
-        next_seq=next_seq,
-        checkpoint=own.units.index.checkpoint,
-    )
-
-
-def _seal_end(file: ShardFile, carrier: Carrier, found: _Found) -> int:
-    seq = found.units.index.content_seq
-    for at, header, body in headers(file, carrier, found.at):
-        if at >= found.units.index.content_end:
-            for marker, _ in _records_of(file, carrier, header, body):
-                seq = marker.seq + 1
-    return seq
-
-
-def _records_of(
-    file: ShardFile, carrier: Carrier, header: Header, body: int
-) -> list[tuple[Marker, int]]:
-    """The records of a frame, each with where its payload lies; none where it is damaged."""
-    try:
-        raw = load_frame(file, carrier.codec, _frame(header, body))
-        return list(parse(raw, payloads=True))
-    except CheckpointError:
-        return []
-
-
-def _frame(header: Header, body: int, shard: int = 0) -> Frame:
-    return Frame(
-        shard,
-        raw_len=header.raw_len,
-        offset=body,
-        stored_len=header.stored_len,
-        checksum=header.checksum,
-        landed=True,
-    )
 
 
 def _damaged(opened: Opened) -> set[Frame]:
@@ -420,46 +249,3 @@ def _without_damaged(opened: Opened) -> list[str]:
     for name in lost:
         del images[name]
     return sorted(lost)
-
-
-def _as_far_as_known(shards: _Shards) -> tuple[Opened, list[str]]:
-    """All records from the first to that before the first one missing, applied."""
-    records: dict[int, tuple[Marker, Frame, int]] = {}
-    units: set[int] = set()
-    owners: Counter[UUID] = Counter()
-    found = [
-        (k, file, *each)
-        for k, (file, length) in enumerate(zip(shards.files, shards.lengths, strict=True))
-        for each in headers(file, shards.carrier, length)
-    ]
-    owners.update(header.checkpoint for _, _, _, header, _ in found)
-    owner = owners.most_common(1)[0][0] if owners else None
-    for k, file, at, header, body in found:
-        if header.checkpoint != owner:
-            continue
-        units |= _seqs(file, shards.carrier, at, header, body)
-        if header.kind == Kind.DATA:
-            frame = _frame(header, body, k)
-            for marker, payload_at in _records_of(file, shards.carrier, header, body):
-                records[marker.seq] = marker, frame, payload_at
-    contents = Contents()
-    seq = 0
-    while seq in records or seq in units:
-        if seq in records:
-            contents.apply(*records[seq])
-        seq += 1
-    contents.drop_hidden()
-    opened = Opened(shards.directory, shards.files, shards.carrier.codec, contents=contents)
-    return opened, ["whatever was written later: no commit says that these images are whole"]
-
-
-def _seqs(file: ShardFile, carrier: Carrier, at: int, header: Header, body: int) -> set[int]:
-    """The sequence numbers that units take, in codec `none`."""
-    if not carrier.seqs_per_unit:
-        return set()
-    end = body + (header.stored_len if header.kind == Kind.COMMIT else 0)
-    try:
-        data = file.read_at(at, min(end, file.length()) - at)
-        return {marker.seq for marker, _ in parse(data, payloads=True)}
-    except CheckpointError:
-        return set()
