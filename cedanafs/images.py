@@ -182,7 +182,7 @@ async def _own_mount(path: Place, root: Place, settings: MountSettings) -> Async
                 images_dir,
                 path,
                 streamed=True,
-                done_bytes=lambda: filesystem.statistics().written_bytes,
+                done_bytes=lambda: filesystem.lanes.written_bytes,
                 call_off=lambda: trio.from_thread.run_sync(filesystem.call_off, str(below)),
                 commit_here=partial(filesystem.commit, ROOT),
             )
@@ -253,7 +253,7 @@ async def _mounted_to_restore(
                 mountpoint / path_below(path, root),
                 path,
                 streamed=True,
-                done_bytes=lambda: filesystem.statistics().read_bytes,
+                done_bytes=lambda: filesystem.reader.read_bytes,
                 damage=lambda: filesystem.checkpoints.damage,
             )
     finally:

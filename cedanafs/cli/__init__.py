@@ -21,6 +21,7 @@ from cedanafs.cli import (
     process,
     prune,
     runc,
+    stat,
 )
 from cedanafs.cli.common import exit_code, in_words
 
@@ -42,6 +43,7 @@ def cedanafs(ctx: click.Context, verbose: int, endpoint_url: str | None) -> None
 cedanafs.add_command(mounts.mount)
 cedanafs.add_command(mounts.umount)
 cedanafs.add_command(mounts.commit)
+cedanafs.add_command(stat.stat)
 cedanafs.add_command(process.dump)
 cedanafs.add_command(process.restore)
 process.dump.add_command(runc.dump_runc)

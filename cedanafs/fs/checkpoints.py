@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 
 import trio
 
@@ -45,6 +46,8 @@ class Checkpoints:
         self.patience = patience
         self._adopted: dict[Place, Opened] = {}
         self._waiting = 0  # writers in `reserve`
+        self.commits = self.failed_commits = 0
+        self.last_commit_s: float | None = None
         self.damage: CedanaFsError | None = None  # the first that a reader met, of bytes or store
 
     def adopt(self, opened: Opened) -> None:
@@ -221,8 +224,16 @@ class Checkpoints:
                     os_errno=errno.EBUSY,
                 )
             finished = {written.name} if written is not None else set()
-            checkpoint.log.prepare_commit(set(directory.being_written()) - finished)
-            await self.patience.on_thread(directory, lambda: checkpoint.commit(seal=seal))
+            begun_s, dirty = time.monotonic(), checkpoint.log.dirty
+            try:
+                checkpoint.log.prepare_commit(set(directory.being_written()) - finished)
+                await self.patience.on_thread(directory, lambda: checkpoint.commit(seal=seal))
+            except BaseException:
+                self.failed_commits += 1
+                raise
+            if dirty:
+                self.commits += 1
+                self.last_commit_s = round(time.monotonic() - begun_s, 6)
 
     async def make_found_durable(self, directory: Directory) -> None:
         """What an earlier server wrote may still be in the page cache, if that was killed."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
@@ -14,8 +15,16 @@ from cedanafs import errors
 
 logger = logging.getLogger(__name__)
 
+
+class Counting(Protocol):
+    """Who counts the requests by the names of their handlers."""
+
+    requests: Counter[str]
+
+
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S", bound=Counting)
 
 ERRNO_OF: Final[Mapping[type[errors.CedanaFsError], int]] = {
     errors.CedanaFsError: errno.EIO,
@@ -47,24 +56,26 @@ def errno_of(exc: errors.CedanaFsError | OSError) -> int:
 
 
 def answers_errno(
-    handler: Callable[P, Coroutine[Any, Any, T]],
-) -> Callable[P, Coroutine[Any, Any, T]]:
+    handler: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """A handler out of which only FUSEError comes: anything else would end pyfuse3's loop."""
+    name = handler.__name__
 
     @functools.wraps(handler)
-    async def guarded(*args: P.args, **kwargs: P.kwargs) -> T:
+    async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.requests[name] += 1
         try:
-            return await handler(*args, **kwargs)
+            return await handler(self, *args, **kwargs)
         except OSError as exc:  # the filesystem's own answers, ENOENT among them
-            logger.debug("%s: %s", handler.__name__, exc)
+            logger.debug("%s: %s", name, exc)
             raise pyfuse3.FUSEError(errno_of(exc)) from exc
         except errors.CedanaFsError as exc:
-            logger.error("%s: %s", handler.__name__, exc)
+            logger.error("%s: %s", name, exc)
             raise pyfuse3.FUSEError(errno_of(exc)) from exc
         except pyfuse3.FUSEError:
             raise
         except Exception as exc:
-            logger.exception("%s: unexpected, answered EIO", handler.__name__)
+            logger.exception("%s: unexpected, answered EIO", name)
             raise pyfuse3.FUSEError(errno.EIO) from exc
 
     return guarded

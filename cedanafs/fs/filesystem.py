@@ -7,11 +7,14 @@ what the store or a checkpoint got wrong; `cedanafs.fs.errnos` makes errnos of b
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import trio
 
@@ -19,8 +22,18 @@ from cedanafs.config import MountSettings
 from cedanafs.errors import CedanaFsError
 from cedanafs.fs.checkpoints import Checkpoints
 from cedanafs.fs.directories import Directories
-from cedanafs.fs.handles import FileHandle
-from cedanafs.fs.namespace import Attributes, Changes, Directory, File, Namespace, Node, Socket
+from cedanafs.fs.figures import STAT_FILE, MountFigures, figures_of
+from cedanafs.fs.handles import FileHandle, Snapshot
+from cedanafs.fs.namespace import (
+    Attributes,
+    Changes,
+    Directory,
+    File,
+    Namespace,
+    Node,
+    Socket,
+    StatFile,
+)
 from cedanafs.fs.patience import Patience
 from cedanafs.shard.audit import INVENTORY
 from cedanafs.shard.contents import MAX_FILE_LEN, MAX_IMAGES, Contents, Image, is_image_name
@@ -40,15 +53,6 @@ class Caller:
     gid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Image bytes: taken from writers, of these compressed and in the store, given to readers."""
-
-    written_bytes: int
-    landed_bytes: int
-    read_bytes: int
-
-
 class Filesystem:
     """A store as a tree of directories and image files. Use `open_filesystem`."""
 
@@ -60,8 +64,11 @@ class Filesystem:
         self._patience = Patience(lanes, reader, settings.store_timeout_s, nursery)
         self.checkpoints = Checkpoints(settings, self.names, lanes, self._patience, nursery)
         self.directories = Directories(self.names, self.checkpoints, self._patience)
-        self._lanes = lanes
-        self._reader = reader
+        self.lanes = lanes
+        self.reader = reader
+        self.requests: Counter[str] = Counter()  # by kind, as they come
+        self.given_bytes = 0  # to readers
+        self._begun_at = time.monotonic()
 
     # Names.
 
@@ -72,6 +79,8 @@ class Filesystem:
             return directory.parent or directory
         if name == ".":
             return directory
+        if name == STAT_FILE and directory is self.names.root:
+            return self.names.stat_file
         checkpoint = await self.checkpoints.load(directory)
         node: Node | None = None
         if name in checkpoint.contents.images and is_image_name(name):
@@ -209,7 +218,12 @@ class Filesystem:
         file.lookups += 1
         return handle
 
-    async def open(self, inode: int, flags: int) -> FileHandle:
+    async def open(self, inode: int, flags: int) -> FileHandle | Snapshot:
+        if inode == self.names.stat_file.inode:
+            if flags & (os.O_ACCMODE | os.O_TRUNC) != os.O_RDONLY:
+                raise OSError(errno.EACCES, "only to be read", STAT_FILE)
+            content = json.dumps(asdict(self.figures())) + "\n"
+            return Snapshot(self.names.stat_file, content.encode())
         return await self._open(self._file(inode), flags)
 
     async def _open(self, file: File, flags: int) -> FileHandle:
@@ -225,7 +239,7 @@ class Filesystem:
             file,
             image,
             self.checkpoints,
-            self._reader,
+            self.reader,
             writes=writes,
             appends=writes and bool(flags & os.O_APPEND),
         )
@@ -234,7 +248,9 @@ class Filesystem:
             self._truncate(log, directory, image, 0)
         return handle
 
-    async def release(self, handle: FileHandle) -> None:
+    async def release(self, handle: FileHandle | Snapshot) -> None:
+        if isinstance(handle, Snapshot):
+            return
         file, directory = handle.file, handle.file.directory
         try:
             if file.handles == 1 and file.unlinked and not self.settings.read_only:
@@ -255,6 +271,8 @@ class Filesystem:
     async def set_attributes(self, inode: int, changes: Changes) -> Attributes:
         node = self.names[inode]
         self._refuse_if_read_only()
+        if isinstance(node, StatFile):
+            raise OSError(errno.EPERM, "it stays as it is", STAT_FILE)
         if not isinstance(node, File):
             node.change(changes)
             return node.attributes()
@@ -313,13 +331,9 @@ class Filesystem:
             if file.appenders
         ]
 
-    def statistics(self) -> Statistics:
-        """Figures since the mount began."""
-        return Statistics(
-            written_bytes=self._lanes.written_bytes,
-            landed_bytes=self._lanes.landed_bytes,
-            read_bytes=self._reader.read_bytes,
-        )
+    def figures(self) -> MountFigures:
+        """Of now, and since the mount began."""
+        return figures_of(self, time.monotonic() - self._begun_at)
 
     async def store_space(self) -> os.statvfs_result:
         return await self._patience.on_thread(None, directory_at(self.settings.store).space)

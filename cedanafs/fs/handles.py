@@ -12,7 +12,7 @@ import trio
 
 from cedanafs.errors import CorruptShard, StoreError
 from cedanafs.fs.checkpoints import Checkpoints
-from cedanafs.fs.namespace import File
+from cedanafs.fs.namespace import File, StatFile
 from cedanafs.shard.contents import MAX_FILE_LEN, Image, Pending
 from cedanafs.shard.extents import Frame, Slice
 from cedanafs.shard.reader import Reader, Stream
@@ -185,6 +185,23 @@ class FileHandle:
         checkpoint = await self._checkpoints.load(self.file.directory)
         if checkpoint.codec is not None:
             self._reader.read_ahead(checkpoint.files, checkpoint.codec, image.extents, stream)
+
+
+class Snapshot:
+    """An open `StatFile`: the figures as they were when it was opened."""
+
+    def __init__(self, file: StatFile, content: bytes) -> None:
+        self.file = file
+        self._content = content
+
+    def check(self) -> None:
+        pass
+
+    async def write(self, offset: int, data: bytes) -> int:
+        raise OSError(errno.EBADF, "not open for writing", self.file.name)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return self._content[offset : offset + length]
 
 
 def _overlaid(whole: bytes | memoryview, offset: int, pending: Pending) -> bytes:

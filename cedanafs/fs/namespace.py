@@ -16,6 +16,7 @@ from typing import Final, NewType
 import trio
 
 from cedanafs.errors import StoreError
+from cedanafs.fs.figures import STAT_FILE
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.contents import Image
 from cedanafs.shard.log import Log
@@ -146,7 +147,20 @@ class Socket(_Unrecorded):
         return Attributes(self.inode, kind | self.mode, 1, self.uid, self.gid, 0, self.mtime_ns)
 
 
-Node = Directory | File | Socket
+class StatFile(_Unrecorded):
+    """What tells of the mount itself, for its owner to read; see `figures`. Always there."""
+
+    def __init__(self, inode: Inode, directory: Directory) -> None:
+        super().__init__(inode, 0o400)
+        self.directory = directory
+        self.name = STAT_FILE
+
+    def attributes(self) -> Attributes:
+        kind = stat.S_IFREG
+        return Attributes(self.inode, kind | self.mode, 1, self.uid, self.gid, 0, self.mtime_ns)
+
+
+Node = Directory | File | Socket | StatFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +184,9 @@ class Namespace:
         self._nodes: dict[Inode, Node] = {}
         self.root = self.add_directory(root, None)
         self.root.mode = root_mode
+        inode = Inode(next(self._numbers))
+        self.stat_file = self._nodes[inode] = StatFile(inode, self.root)
+        self.stat_file.uid, self.stat_file.gid = os.geteuid(), os.getegid()
 
     def __getitem__(self, inode: int) -> Node:
         """Raises: KeyError when there is no such inode (any more)."""

@@ -28,7 +28,7 @@ from pyfuse3 import (
 
 from cedanafs.fs.errnos import answers_errno
 from cedanafs.fs.filesystem import Caller, Filesystem
-from cedanafs.fs.handles import FileHandle
+from cedanafs.fs.handles import FileHandle, Snapshot
 from cedanafs.fs.mounts import BASE_XATTR, CALL_OFF_XATTR, DISCARD_XATTR, SEAL_XATTR
 from cedanafs.fs.namespace import Attributes, Changes, Node
 
@@ -49,7 +49,8 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._fs = filesystem
         self._remember_s = 1.0 if filesystem.settings.read_only else FOREVER_S
-        self._handles: dict[int, FileHandle] = {}
+        self.requests = filesystem.requests
+        self._handles: dict[int, FileHandle | Snapshot] = {}
         self._listings: dict[int, tuple[InodeT, list[Node]]] = {}
         self._next_handle = 1
 
@@ -193,7 +194,9 @@ class Operations(pyfuse3.Operations):
 
     @answers_errno
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return await self._handles[fh].read(off, size)  # type: ignore[return-value]
+        data = await self._handles[fh].read(off, size)
+        self._fs.given_bytes += len(data)
+        return data  # type: ignore[return-value]
 
     @answers_errno
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
@@ -275,12 +278,12 @@ class Operations(pyfuse3.Operations):
         entry.attr_timeout = self._remember_s
         return entry
 
-    def _file_info(self, handle: FileHandle) -> FileInfo:
+    def _file_info(self, handle: FileHandle | Snapshot) -> FileInfo:
         number = self._new_handle()
         self._handles[number] = handle
         # Written past the page cache: requests arrive as 1 MiB, and fail where they are made.
         # Logs go through it. Read through it: CRIU reads small images in 4 KiB.
-        direct = handle.writes and not handle.appends
+        direct = isinstance(handle, Snapshot) or (handle.writes and not handle.appends)
         return FileInfo(fh=number, direct_io=direct, keep_cache=False)
 
     def _new_handle(self) -> FileHandleT:

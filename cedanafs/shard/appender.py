@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
@@ -13,6 +15,18 @@ from cedanafs.shard.format import Carrier, Header, Kind, checksum
 from cedanafs.shard.store import ShardFile
 
 GATHER_BYTES: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFigures:
+    """A shard that is being written. `stored_bytes` is its length; of the frames in it `raw_bytes`
+    were compressed. The times are those of its lane, since it was opened for writing."""
+
+    raw_bytes: int
+    stored_bytes: int
+    frames: int
+    compress_s: float
+    write_s: float
 
 
 class Appender:
@@ -40,23 +54,30 @@ class Appender:
         self.frames = list(frames)
         self.markers = bytearray(markers)
         self._footer_at = end
+        self._raw_bytes = sum(frame.raw_len for frame in self.frames)
+        self._compress_s = self._write_s = 0.0
         self._held_back: list[Frame] = []  # not to be read before they are committed
         self._carrier = carrier
         self._checkpoint = checkpoint
 
     def pack(self, frame: Frame, pieces: Sequence[Bytes], seq: int) -> list[Bytes]:
         """The records in *pieces*, compressed, behind the frame's header: as they are stored."""
+        begun_s = time.perf_counter()
         stored = self._carrier.codec.compress(_gathered(pieces))
         frame.stored_len = sum(map(len, stored))
         frame.checksum = checksum(*stored)
         header = Header(
             Kind.DATA, self.k, frame.stored_len, frame.raw_len, frame.checksum, self._checkpoint
         )
+        self._compress_s += time.perf_counter() - begun_s
         return [self._carrier.hide(header.encode(), seq), *stored]
 
     def append(self, frame: Frame, packed: Sequence[Bytes]) -> None:
         """Append what `pack` has made of *frame*."""
+        begun_s = time.perf_counter()
         self.file.write_at(self.end, packed)
+        self._write_s += time.perf_counter() - begun_s
+        self._raw_bytes += frame.raw_len
         self.end += sum(map(len, packed))
         frame.offset = self.end - frame.stored_len
         frame.landed = not self.file.atomic
@@ -100,6 +121,16 @@ class Appender:
     def _append(self, units: Sequence[bytes]) -> None:
         self.file.write_at(self.end, units)
         self.end += sum(len(unit) for unit in units)
+
+    def figures(self) -> ShardFigures:
+        """On any thread, while the lane is at work, too."""
+        return ShardFigures(
+            raw_bytes=self._raw_bytes,
+            stored_bytes=self.end,
+            frames=len(self.frames),
+            compress_s=round(self._compress_s, 6),
+            write_s=round(self._write_s, 6),
+        )
 
     def rows(self) -> list[FrameRow]:
         return [

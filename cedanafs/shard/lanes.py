@@ -62,6 +62,8 @@ class Lanes:
         self.budget_bytes = budget_bytes
         self.upload_bytes = upload_bytes
         self.landed_bytes = 0
+        self.stored_bytes = 0  # what became of them
+        self.frames = 0
         self._spill = spill
         self._packed_bytes = 0  # compressed, in memory, and not appended yet
         self._saved_bytes = 0  # that what was compressed takes less in memory than when written
@@ -117,11 +119,15 @@ class Lanes:
         lane = self._of(shard)
 
         def run() -> None:
+            stored = 0
             try:
                 if (packed := pack()) is not None:
                     append(packed)
+                    stored = sum(map(len, packed))
             finally:
                 with self._lock:
+                    self.stored_bytes += stored
+                    self.frames += stored > 0
                     lane.queued_bytes -= length
                     self._in_use -= length
                     self.landed_bytes += length
@@ -142,6 +148,10 @@ class Lanes:
         settled = partial(settle, future, job)
         lane.put(settled if lane.appends is lane else lambda: lane.appends.put(settled))
         return future
+
+    def queued_bytes(self) -> list[int]:
+        """What each lane has before it, of what was written."""
+        return [lane.queued_bytes for lane in self._lanes]
 
     @property
     def written_bytes(self) -> int:
@@ -182,11 +192,14 @@ class Lanes:
         append: Callable[[Sequence[Bytes] | Spilled], None],
     ) -> None:
         """On its second."""
+        stored = held.length if isinstance(held, Spilled) else sum(map(len, held))
         if held:
             append(held)
         if isinstance(held, Spilled):
             held.give_back()
         with self._lock:
+            self.stored_bytes += stored
+            self.frames += stored > 0
             self._in_use -= kept
             self._packed_bytes -= kept
             self._saved_bytes -= length - kept

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from cedanafs import __version__
 from cedanafs.errors import CedanaFsError, StoreError
-from cedanafs.shard.appender import Appender
+from cedanafs.shard.appender import Appender, ShardFigures
 from cedanafs.shard.batch import Batch
 from cedanafs.shard.codec import Bytes, Codec
 from cedanafs.shard.commit import Base, Index, digest_of, units_of_commit
@@ -205,6 +205,10 @@ class Log:
         """*image* has another mode, owner or time now: the next commit records it."""
         self.check()
         self._touched[image] = None
+
+    def figures(self) -> tuple[ShardFigures, ...]:
+        """Its shards as they are at the moment."""
+        return tuple(appender.figures() for appender in self._appenders)
 
     def flush(self) -> None:
         """Let go of all that waits in memory to be packed with more."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -92,11 +92,15 @@ class Reader:
         self, *, threads: int, cache_bytes: int, frame_cache: FrameCache | None = None
     ) -> None:
         self._cache: OrderedDict[Frame, Future[bytes]] = OrderedDict()
-        self._cache_bytes = cache_bytes
-        self._used_bytes = 0
+        self.cache_bytes = cache_bytes
+        self.used_bytes = 0
         self._ahead: set[Frame] = set()  # in the cache, and nobody has asked for it yet
         self.readers = 0  # open files that are read, each at a place of its own
-        self.read_bytes = 0
+        self.read_bytes = self.frames = 0  # decoded since the beginning
+        self.hits = self.misses = 0  # of fetched frames, those that were here, those not
+        self.shard_bytes: Counter[int] = Counter()  # read, by shard
+        self.shard_s: defaultdict[int, float] = defaultdict(float)  # and how long that took
+        self.disk_hits = 0  # frames that were in the frame cache
         self._lock = threading.Lock()
         self.on_progress: Callable[[], None] = lambda: None
         self._frame_cache = frame_cache
@@ -121,9 +125,11 @@ class Reader:
         with self._lock:
             future = self._cache.get(frame)
             if future is not None:
+                self.hits += 1
                 self._cache.move_to_end(frame)
                 self._ahead.discard(frame)
                 return future
+            self.misses += 1
             future = self._begin(frame)
             self._loading += 1
         workers = self._workers
@@ -139,7 +145,7 @@ class Reader:
         """Start loading what *stream* wants next."""
         # The cache holds what all readers are at and ahead by: if fifty of them were ahead by as
         # much as one may be, each would throw out what the others are about to ask for.
-        most = self._cache_bytes // (max(self.readers, 1) << 20) - 2
+        most = self.cache_bytes // (max(self.readers, 1) << 20) - 2
         at_a_time = 1
         if self._window.slow:  # and some of the cache is for who reads here and there
             most = min(max(2 * self._window.reads, READ_AHEAD_FRAMES), most - most // 8)
@@ -193,18 +199,19 @@ class Reader:
             self._workers.put(partial(self._load, *each))
 
     def _begin(self, frame: Frame) -> Future[bytes]:
-        if self._used_bytes + frame.raw_len > self._cache_bytes:
+        if self.used_bytes + frame.raw_len > self.cache_bytes:
             self._make_room(frame.raw_len)
         future: Future[bytes] = Future()
         self._cache[frame] = future
-        self._used_bytes += frame.raw_len
+        self.used_bytes += frame.raw_len
         self.read_bytes += frame.raw_len
+        self.frames += 1
         return future
 
     def _make_room(self, length: int) -> None:
         for spared in (self._ahead, ()):
             for frame, future in list(self._cache.items()):
-                if self._used_bytes + length <= self._cache_bytes:
+                if self.used_bytes + length <= self.cache_bytes:
                     return
                 if future.done() and frame not in spared:
                     self._drop(frame)
@@ -222,6 +229,7 @@ class Reader:
                 continue
             with self._lock:
                 self._loading -= 1
+                self.disk_hits += 1
             try:
                 load[1].set_result(_decoded(file, codec, load[0], stored))
             except BaseException as exc:  # a bug
@@ -244,6 +252,8 @@ class Reader:
         with self._lock:
             self._window.note(end - start, took_s, full=self._loading >= self._window.reads)
             self._loading -= len(loads)
+            self.shard_bytes[loads[0][0].shard] += end - start
+            self.shard_s[loads[0][0].shard] += took_s
             self._workers.grow(self._window.reads)
         right = []
         for frame, future in loads:
@@ -272,7 +282,7 @@ class Reader:
 
     def _drop(self, frame: Frame) -> None:
         if self._cache.pop(frame, None) is not None:
-            self._used_bytes -= frame.raw_len
+            self.used_bytes -= frame.raw_len
             self._ahead.discard(frame)
 
 

@@ -76,7 +76,7 @@ def test_the_cache_keeps_what_was_used_last_within_its_bytes(
     with Reader(threads=1, cache_bytes=most) as reader:
         for n in (0, 1, 2, 0, 3, 0, 1):  # 3 drops 1, as 0 was used since; then 1 drops 2
             reader.fetch(opened.files, opened.codec, frames[n]).result(PATIENCE_S)
-            assert reader._used_bytes <= most
+            assert reader.used_bytes <= most
         for n in (0, 3, 1):
             reader.fetch(opened.files, opened.codec, frames[n]).result(PATIENCE_S)
     assert loads == [frames[n] for n in (0, 1, 2, 3, 1)]
@@ -87,7 +87,7 @@ def test_a_frame_larger_than_the_cache_is_read(opened: Opened) -> None:
         for frame in frames_of(opened):
             raw = reader.fetch(opened.files, opened.codec, frame).result(PATIENCE_S)
             assert len(raw) == frame.raw_len
-        assert reader._used_bytes <= max(frame.raw_len for frame in frames_of(opened))
+        assert reader.used_bytes <= max(frame.raw_len for frame in frames_of(opened))
 
 
 def test_reading_ahead_is_bounded(opened: Opened, loads: list[Frame]) -> None:
@@ -161,7 +161,7 @@ def test_a_failed_load_is_tried_anew(opened: Opened, monkeypatch: pytest.MonkeyP
             assert forgotten.wait(PATIENCE_S)
             with pytest.raises(StoreError):
                 failed.result(PATIENCE_S)
-        assert reader._used_bytes == 0
+        assert reader.used_bytes == 0
         assert reader.fetch(opened.files, opened.codec, frame).result(PATIENCE_S)
 
 
