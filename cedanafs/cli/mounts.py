@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import click
@@ -28,6 +30,16 @@ from cedanafs.config import MountSettings
 from cedanafs.fs.mount import check_before_mounting, mounted, until_stopped
 from cedanafs.fs.mounts import mount_holding, unmount
 from cedanafs.shard.place import Place
+from cedanafs.watch.server import Address, address_of, metrics_server
+
+
+class _Address(click.ParamType[Address]):
+    name = "address"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        return value if isinstance(value, Address) else address_of(str(value))
 
 
 @click.command()
@@ -47,6 +59,10 @@ from cedanafs.shard.place import Place
     default="text",
     help="json: an object in each line [text].",
 )
+@click.option(
+    "--metrics", type=_Address(), metavar="ADDRESS",
+    help="Metrics for Prometheus at unix:PATH, HOST:PORT or PORT.",
+)  # fmt: skip
 @click.option("--ready-fd", type=int, hidden=True)
 @click.pass_context
 def mount(
@@ -68,6 +84,7 @@ def mount(
     foreground: bool,
     log_file: Path | None,
     log_format: str,
+    metrics: Address | None,
     ready_fd: int | None,
 ) -> None:
     """Mount STORE at MOUNTPOINT: image directories there are checkpoints here.
@@ -99,15 +116,25 @@ def mount(
             log.to_file(log_file, verbose, as_json=log_format == "json")
         elif log_format == "json" or log.stderr_is_journal():
             log.to_stderr(max(verbose, 1), as_json=log_format == "json")
-        _serve(settings, mountpoint, ready_fd)
+        _serve(settings, mountpoint, metrics, ready_fd)
     else:
         check_before_mounting(settings, mountpoint)
-        _serve_in_background(settings, mountpoint, log_file or DEFAULT_LOG, log_format, verbose)
+        flags = [f"--log-file={log_file or DEFAULT_LOG}", f"--log-format={log_format}"]
+        flags += [f"--metrics={metrics}"] if metrics is not None else []
+        _serve_in_background(settings, mountpoint, log_file or DEFAULT_LOG, flags, verbose)
 
 
-def _serve(settings: MountSettings, mountpoint: Path, ready_fd: int | None) -> None:
+def _serve(
+    settings: MountSettings, mountpoint: Path, metrics: Address | None, ready_fd: int | None
+) -> None:
     async def serve() -> None:
-        async with mounted(settings, mountpoint):
+        async with AsyncExitStack() as stack:
+            begin = None
+            if metrics is not None:  # before the mount: what is wrong with it is said at once
+                begin = await stack.enter_async_context(metrics_server(metrics))
+            filesystem = await stack.enter_async_context(mounted(settings, mountpoint))
+            if begin is not None:
+                begin(filesystem.figures)
             if ready_fd is not None:
                 os.write(ready_fd, b"ready")
                 os.close(ready_fd)
@@ -130,13 +157,13 @@ def _serve(settings: MountSettings, mountpoint: Path, ready_fd: int | None) -> N
 
 
 def _serve_in_background(
-    settings: MountSettings, mountpoint: Path, log_file: Path, log_format: str, verbose: int
+    settings: MountSettings, mountpoint: Path, log_file: Path, flags: Sequence[str], verbose: int
 ) -> None:
     read_end, write_end = os.pipe()
     paths = {"--spill": settings.spill, "--cache-dir": settings.cache_dir}
     command = [
         sys.executable, "-m", "cedanafs", *["-v"] * verbose, "mount", "--foreground",
-        f"--ready-fd={write_end}", f"--log-file={log_file}", f"--log-format={log_format}",
+        f"--ready-fd={write_end}", *flags,
         f"--stream={settings.shards}", f"--compression={settings.codec}",
         f"--memory-limit={settings.memory_limit}", f"--store-timeout={settings.store_timeout_s}",
         f"--cache-size={settings.cache_size}",
