@@ -26,7 +26,7 @@ from cedanafs.errors import (
 from cedanafs.fs.mount import check_machine
 from cedanafs.images import Images, images_of_dump, images_of_restore
 from cedanafs.lazy import PageServer
-from cedanafs.progress import Report, human
+from cedanafs.progress import Far, Report, as_event, human
 from cedanafs.shard.filesystems import filesystem_of, scratch_of
 from cedanafs.shard.place import Place
 
@@ -49,6 +49,10 @@ class Dumpable(Protocol):
     @property
     def leaves_running(self) -> bool:
         """Whether the tasks run on after a dump that succeeds."""
+
+    @property
+    def frozen_stage(self) -> str:
+        """Where CRIU first tells, if it comes there, that the tasks are frozen."""
 
     async def dump(self, images_dir: Path, work_dir: Path, on_notify: driver.Hooks) -> None:
         """As `driver.dump` does; CRIU's log and statistics go to *work_dir*."""
@@ -94,6 +98,9 @@ async def dump(
             raise UsageError(f"{option} {each!r}: a checkpoint's name is one path component")
     if parent == name:
         raise UsageError(f"--parent {parent}: that is the name of the dump itself")
+    path = str(directory / name)
+    report.tell("start", action="dump", of=target.label, pid=target.pid, checkpoint=path)
+    far = Far()
     with _logs_in(work_dir, "cedanafs-dump-") as logs:
         committed = None
         try:
@@ -102,6 +109,7 @@ async def dump(
                 committed = images.kept_at
                 await trio.to_thread.run_sync(_keep_logs, logs, images.path)
                 await images.commit()
+                far = await images.how_far()
         except Exception as exc:
             if committed is None:
                 raise
@@ -111,23 +119,47 @@ async def dump(
                 f"{the_error(exc)}"
             )
     report.say(f"committed: {committed}")
+    report.tell("finished", checkpoint=str(committed), **as_event(far))
     return committed
 
 
 async def _dump_into(images: Images, target: Dumpable, work_dir: Path, report: Report) -> None:
     leaves_running = target.leaves_running
+    frozen = False
+
+    async def tell_frozen() -> None:
+        nonlocal frozen
+        frozen = True
+        report.tell("frozen")
+
+    async def commit() -> None:
+        await images.commit()
+        report.tell("committed", checkpoint=str(images.kept_at))
+
     # Frozen tasks wait for the commit before they may die; left running they go on meanwhile.
-    hooks = {} if leaves_running else {"post-dump": images.commit}
+    hooks = {} if leaves_running else {"post-dump": commit}
+    if report.for_programs:
+        hooks[target.frozen_stage] = tell_frozen
     what = f"dumping {target.label} into {images.kept_at}"
     try:
         async with (
-            report.watch(what, images.done_bytes, _memory_of(target.pid)),
+            report.watch(what, images.how_far, _memory_of(target.pid)),
             _called_off_when_cancelled(images),
         ):
             await target.dump(images.path, work_dir, hooks)
+            frozen = False
+            figures = _stats_of_dump(work_dir)
+            report.tell(
+                "thawed",
+                alive=leaves_running,
+                frozen_s=figures and figures.frozen_time_us / 1e6,
+                memory_bytes=figures and _written(figures),
+            )
             if leaves_running:
-                await images.commit()
+                await commit()
     except BaseException as exc:
+        if frozen:
+            report.tell("thawed", alive=True, frozen_s=None, memory_bytes=None)
         with trio.CancelScope(shield=True):
             failure = await trio.to_thread.run_sync(images.discard)
         if failure is not None and isinstance(exc, CriuError):  # it failed as the store did
@@ -137,12 +169,21 @@ async def _dump_into(images: Images, target: Dumpable, work_dir: Path, report: R
                 os_errno=failure.errno,
             ) from exc
         raise
-    with suppress(CedanaFsError, OSError):
-        figures = stats.parse_stats(work_dir / stats.STATS_DUMP)
+    if figures is not None:
         report.say(
-            f"frozen for {figures.frozen_time_us / 1e6:.2f} s, "
-            f"{human(figures.pages_written * os.sysconf('SC_PAGE_SIZE'))} of memory"
+            f"frozen for {figures.frozen_time_us / 1e6:.2f} s, {human(_written(figures))} of memory"
         )
+
+
+def _stats_of_dump(work_dir: Path) -> stats.DumpStats | None:
+    with suppress(CedanaFsError, OSError):
+        return stats.parse_stats(work_dir / stats.STATS_DUMP)
+    return None
+
+
+def _written(figures: stats.DumpStats) -> int:
+    """Bytes of memory."""
+    return figures.pages_written * os.sysconf("SC_PAGE_SIZE")
 
 
 def _where_room_lacks(place: Place, failure: OSError) -> str:
@@ -210,10 +251,11 @@ async def restore(
         if pages
         else images_of_restore(path, stream, defaults, for_others=others)
     )
+    report.tell("start", action="restore", checkpoint=str(path))
     with _logs_in(pages.work_dir if pages else work_dir, "cedanafs-restore-") as logs:
         async with (
             its_images as images,
-            report.watch(f"restoring {path}", images.done_bytes, None),
+            report.watch(f"restoring {path}", images.how_far, images.total_bytes),
         ):
             try:
                 pid = await target.restore(images.path, logs)
@@ -221,11 +263,14 @@ async def restore(
                 if (found := images.damage()) is not None:
                     raise found from exc
                 raise
+            report.tell("restored", pid=pid)
             if pages is not None:
                 await pages.hand_over(pid)
                 if wait:
                     await pages.all_arrived()
+            far = await images.how_far()
     report.say(f"restored process {pid}")
+    report.tell("finished", pid=pid, **as_event(far))
     return pid
 
 

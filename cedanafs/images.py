@@ -17,6 +17,8 @@ import trio
 from cedanafs.config import Defaults, MountSettings
 from cedanafs.criu import tree
 from cedanafs.errors import CedanaFsError, StoreError, UsageError, did_you_mean
+from cedanafs.fs.figures import MountFigures
+from cedanafs.fs.filesystem import Filesystem
 from cedanafs.fs.mount import mounted
 from cedanafs.fs.mounts import (
     BASE_XATTR,
@@ -26,11 +28,13 @@ from cedanafs.fs.mounts import (
     mount_of_store,
 )
 from cedanafs.fs.namespace import ROOT
+from cedanafs.progress import Far, HowFar, Shard
 from cedanafs.shard.audit import INVENTORY, require_complete
 from cedanafs.shard.bases import take_base
 from cedanafs.shard.chain import chain
 from cedanafs.shard.opening import Opened, open_checkpoint
 from cedanafs.shard.place import ObjectPath, Place, path_below
+from cedanafs.shard.reader import Reader
 from cedanafs.shard.segments import is_shard_name
 from cedanafs.shard.store import (
     PAGES_NAME,
@@ -40,9 +44,14 @@ from cedanafs.shard.store import (
     require_there,
     shard_paths,
 )
+from cedanafs.watch.reading import read_figures
 
 CLEAN_UP_S: Final = 5.0
 _RUNTIME_DIR: Final = Path("/run")
+
+
+async def _unknown() -> Far:
+    return Far()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,9 @@ class Images:
     path: Path
     kept_at: Place
     streamed: bool
-    done_bytes: Callable[[], int]
+    how_far: HowFar = _unknown
+    total_bytes: int | None = None
+    """Of all that `how_far` counts, where that is known."""
     call_off: Callable[[], None] = lambda: None
     """Make every write that waits for the store fail, and those to come. Blocks if a mount does."""
     damage: Callable[[], CedanaFsError | None] = lambda: None
@@ -145,7 +156,7 @@ async def images_of_dump(
             path,
             path,
             streamed=True,
-            done_bytes=lambda: 0,
+            how_far=partial(_far_in_mount, path, str(path.relative_to(root))),
             call_off=lambda: os.setxattr(root, CALL_OFF_XATTR, below),
         )
     elif settings is None:
@@ -153,7 +164,7 @@ async def images_of_dump(
             raise UsageError(f"--stream 0 makes plain images: not in the object store {directory}")
         if not _made_directory(path) and any(path.iterdir()):
             raise UsageError(f"{path} is not empty: choose another --name")
-        yield Images(path, path, streamed=False, done_bytes=lambda: _bytes_in(path))
+        yield Images(path, path, streamed=False, how_far=partial(_far_of_plain, path))
     else:
         async with _own_mount(path, directory if parent else path, settings) as images:
             yield images
@@ -182,7 +193,7 @@ async def _own_mount(path: Place, root: Place, settings: MountSettings) -> Async
                 images_dir,
                 path,
                 streamed=True,
-                done_bytes=lambda: filesystem.lanes.written_bytes,
+                how_far=partial(_far_of_dump, filesystem, str(below)),
                 call_off=lambda: trio.from_thread.run_sync(filesystem.call_off, str(below)),
                 commit_here=partial(filesystem.commit, ROOT),
             )
@@ -222,7 +233,7 @@ async def images_of_restore(
                 yield images
     elif isinstance(path, Path) and await trio.to_thread.run_sync((path / INVENTORY).exists):
         await trio.to_thread.run_sync(chain, path.absolute())
-        yield Images(path, path, streamed=mount is not None, done_bytes=lambda: 0)
+        yield Images(path, path, streamed=mount is not None)
     else:
         raise no_checkpoint(path, f"no img-0 and no {INVENTORY}")
 
@@ -253,13 +264,54 @@ async def _mounted_to_restore(
                 mountpoint / path_below(path, root),
                 path,
                 streamed=True,
-                done_bytes=lambda: filesystem.reader.read_bytes,
+                how_far=partial(_far_of_restore, filesystem.reader),
+                total_bytes=sum(image.length for image in opened.contents.images.values()),
                 damage=lambda: filesystem.checkpoints.damage,
             )
     finally:
         with suppress(OSError):
             mountpoint.rmdir()
             private.rmdir()
+
+
+# How far it is.
+
+
+async def _far_of_plain(path: Path) -> Far:
+    return Far(_bytes_in(path))
+
+
+async def _far_of_restore(reader: Reader) -> Far:
+    read = sorted(reader.shard_bytes)
+    return Far(
+        reader.read_bytes,
+        shards=tuple(Shard(reader.shard_bytes[k], reader.shard_s[k]) for k in read),
+    )
+
+
+async def _far_of_dump(filesystem: Filesystem, name: str) -> Far:
+    return _far(filesystem.figures(), name)
+
+
+async def _far_in_mount(path: Path, name: str) -> Far:
+    """Where another process serves it. That may hang, and be killed: none of it is our business."""
+    with suppress(CedanaFsError):
+        return _far(await trio.to_thread.run_sync(read_figures, path, abandon_on_cancel=True), name)
+    return Far()
+
+
+def _far(figures: MountFigures, name: str) -> Far:
+    found = next((each for each in figures.checkpoints if each.path == name), None)
+    if found is None:
+        return Far(queue_fill=figures.write.queue_fill)
+    shards = tuple(Shard(s.stored_bytes, s.compress_s + s.write_s) for s in found.shards)
+    return Far(
+        found.image_bytes,
+        found.landed_bytes,
+        found.stored_bytes,
+        figures.write.queue_fill,
+        shards,
+    )
 
 
 def remove_mounted(path: Path) -> None:

@@ -75,7 +75,7 @@ class PageServer:
             nursery.start_soon(self._listen, nursery.cancel_scope)
             await self._said["ready"].wait()
             try:
-                yield Images(self._images_dir, path, streamed=True, done_bytes=lambda: 0)
+                yield Images(self._images_dir, path, streamed=True)
             except CedanaFsError:
                 self._over = True
                 self._conn.shutdown(socket.SHUT_WR)

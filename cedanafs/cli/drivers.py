@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -17,7 +18,9 @@ from cedanafs.cli.common import (
     PlaceArgument,
     base_options,
     cache_options,
+    exit_code,
     given,
+    in_words,
     make_default_directory,
     store_timeout_option,
     stream_options,
@@ -25,8 +28,10 @@ from cedanafs.cli.common import (
 )
 from cedanafs.config import Defaults, MountSettings
 from cedanafs.criu.attach import stay_attached
-from cedanafs.errors import UsageError
+from cedanafs.errors import UsageError, the_error
+from cedanafs.progress import TerminalReport
 from cedanafs.shard.place import Place
+from cedanafs.watch.events import EventLog
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -70,6 +75,37 @@ class Source:
     def tell_and_stay(self, pid: int, child: int, *, resume: bool = True) -> None:
         """`tell`, then end as our *child* does, which *pid* is or which looks after it."""
         sys.exit(trio.run(stay_attached, child, lambda: self.tell(pid), resume))
+
+
+@contextmanager
+def reporting(progress_json: int | None) -> Iterator[TerminalReport]:
+    """Where a dump or restore tells what it does; the last that a program hears is how it failed.
+
+    Raises: UsageError.
+    """
+    if progress_json is None:
+        yield TerminalReport()
+        return
+    events = EventLog(progress_json)
+    try:
+        yield TerminalReport(events.tell)
+    except BaseException as exc:
+        error = the_error(exc)
+        events.tell(
+            "failed",
+            error=in_words(error),
+            kind=type(error).__name__,
+            exit_code=exit_code(error),
+        )
+        raise
+    finally:
+        events.close()
+
+
+_progress_option = click.option(
+    "--progress-json", type=click.IntRange(0), metavar="FD",
+    help="Write what happens to descriptor FD, for programs.",
+)  # fmt: skip
 
 
 def dump_options(name: str) -> Callable[[F], Callable[..., None]]:
@@ -128,6 +164,7 @@ def dump_options(name: str) -> Callable[[F], Callable[..., None]]:
             click.option(
                 "--skip-in-flight", is_flag=True, help="Leave out TCP connections being opened."
             ),
+            _progress_option,
         )  # fmt: skip
 
     return decorate
@@ -167,6 +204,7 @@ def restore_options(command: F) -> Callable[..., None]:
             help="Stay its parent: our streams for its pipes, our signals to it, its exit status.",
         ),
         click.option("--pid-file", type=PathArgument, help="Write the restored pid here."),
+        _progress_option,
         store_timeout_option,
         cache_options,
     )  # fmt: skip

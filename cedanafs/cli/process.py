@@ -24,6 +24,7 @@ from cedanafs.cli.drivers import (
     Source,
     criu_options,
     dump_options,
+    reporting,
     restore_options,
 )
 from cedanafs.criu.options import CGROUP_MODES, DumpOptions, InheritedFd, RestoreOptions
@@ -31,7 +32,6 @@ from cedanafs.criu.overlay import PortRemap
 from cedanafs.criu.process import DumpedProcess, RunningProcess
 from cedanafs.errors import UsageError
 from cedanafs.lazy import PageServer, page_server
-from cedanafs.progress import TerminalReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,7 +77,12 @@ def _process_options(command: F) -> F:
 @_process_options
 @criu_options
 def dump_process(
-    pid: int, into: Destination, criu_opts: str | None, parent: str | None, **flags: Any
+    pid: int,
+    into: Destination,
+    criu_opts: str | None,
+    parent: str | None,
+    progress_json: int | None,
+    **flags: Any,
 ) -> None:
     """Checkpoint the process PID and its children.
 
@@ -91,16 +96,17 @@ def dump_process(
         criu_opts=json_object(criu_opts),
         **flags,
     )
-    path = run(
-        lambda: checkpoint.dump(
-            lambda: RunningProcess.find(options, into.criu_binary),
-            directory=into.directory,
-            name=into.name,
-            parent=parent,
-            settings=into.settings,
-            report=TerminalReport(),
+    with reporting(progress_json) as report:
+        path = run(
+            lambda: checkpoint.dump(
+                lambda: RunningProcess.find(options, into.criu_binary),
+                directory=into.directory,
+                name=into.name,
+                parent=parent,
+                settings=into.settings,
+                report=report,
+            )
         )
-    )
     click.echo(path)
 
 
@@ -126,6 +132,7 @@ def restore_process(
     wait: bool,
     log_file: Path | None,
     criu_opts: str | None,
+    progress_json: int | None,
     **flags: Any,
 ) -> None:
     """Bring the process in a checkpoint, or in a plain image directory, back.
@@ -146,14 +153,14 @@ def restore_process(
         serving = page_server(source.path, source.stream, source.defaults, in_background)
     elif wait or log_file is not None:
         raise UsageError("--wait and --log-file go with --lazy")
-    with serving as pages:
+    with reporting(progress_json) as report, serving as pages:
         pid = run(
             lambda: checkpoint.restore(
                 lambda: DumpedProcess.find(options, source.defaults.criu_binary),
                 path=source.path,
                 stream=source.stream,
                 defaults=source.defaults,
-                report=TerminalReport(),
+                report=report,
                 pages=pages,
                 wait=wait,
             )

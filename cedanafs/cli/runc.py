@@ -16,10 +16,10 @@ from cedanafs.cli.drivers import (
     Source,
     criu_options,
     dump_options,
+    reporting,
     restore_options,
 )
 from cedanafs.criu.runc import DumpedContainer, RunningContainer
-from cedanafs.progress import TerminalReport
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,6 +45,7 @@ def dump_runc(
     root: Path | None,
     work_path: Path | None,
     criu_opts: str | None,
+    progress_json: int | None,
     **flags: Any,
 ) -> None:
     """Checkpoint the runc container CONTAINER.
@@ -53,22 +54,23 @@ def dump_runc(
     --stream 0 makes plain CRIU images.
     """
     options = _criu(flags, criu_opts)
-    path = run(
-        lambda: checkpoint.dump(
-            lambda: RunningContainer.find(
-                container,
-                options,
-                leave_running=into.leave_running,
-                root=root,
-                criu_binary=into.criu_binary,
-            ),
-            directory=into.directory,
-            name=into.name,
-            settings=into.settings,
-            report=TerminalReport(),
-            work_dir=work_path,
+    with reporting(progress_json) as report:
+        path = run(
+            lambda: checkpoint.dump(
+                lambda: RunningContainer.find(
+                    container,
+                    options,
+                    leave_running=into.leave_running,
+                    root=root,
+                    criu_binary=into.criu_binary,
+                ),
+                directory=into.directory,
+                name=into.name,
+                settings=into.settings,
+                report=report,
+                work_dir=work_path,
+            )
         )
-    )
     click.echo(path)
 
 
@@ -87,6 +89,7 @@ def restore_runc(
     root: Path | None,
     work_path: Path | None,
     criu_opts: str | None,
+    progress_json: int | None,
     **flags: Any,
 ) -> None:
     """Bring the container in a checkpoint, or in a plain image directory, back as CONTAINER.
@@ -96,24 +99,25 @@ def restore_runc(
     """
     options = _criu(flags, criu_opts)
     staying: list[trio.Process] = []
-    pid = run(
-        lambda: checkpoint.restore(
-            lambda: DumpedContainer.find(
-                container,
-                options,
-                bundle=bundle.absolute(),
-                root=root,
-                criu_binary=source.defaults.criu_binary,
-                console_socket=console_socket.absolute() if console_socket else None,
-                on_attached=staying.append if attach else None,
-            ),
-            path=source.path,
-            stream=source.stream,
-            defaults=source.defaults,
-            report=TerminalReport(),
-            work_dir=work_path,
+    with reporting(progress_json) as report:
+        pid = run(
+            lambda: checkpoint.restore(
+                lambda: DumpedContainer.find(
+                    container,
+                    options,
+                    bundle=bundle.absolute(),
+                    root=root,
+                    criu_binary=source.defaults.criu_binary,
+                    console_socket=console_socket.absolute() if console_socket else None,
+                    on_attached=staying.append if attach else None,
+                ),
+                path=source.path,
+                stream=source.stream,
+                defaults=source.defaults,
+                report=report,
+                work_dir=work_path,
+            )
         )
-    )
     if attach:
         source.tell_and_stay(pid, child=staying[0].pid)
     source.tell(pid)

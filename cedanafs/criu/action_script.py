@@ -21,6 +21,9 @@ from cedanafs.errors import MachineError
 
 SCRIPT: Final = "cedanafs-post-dump"
 STAGE: Final = "post-dump"
+FROZEN_STAGE: Final = "network-lock"
+"""The tasks were just frozen. CRIU comes there where they have a network of their own."""
+
 _CHECKOUT: Final = Path(__file__).parents[2] / "scripts"  # what pip copied of it may be older
 
 
@@ -45,8 +48,13 @@ class Answering:
 
 
 @contextlib.asynccontextmanager
-async def answering(hook: Callable[[], Awaitable[None]]) -> AsyncIterator[Answering]:
+async def answering(
+    hook: Callable[[], Awaitable[None]],
+    on_frozen: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+) -> AsyncIterator[Answering]:
     """Run *hook* whenever the script asks; it hears yes when that returns, no when it raises.
+
+    Where it says that the tasks are frozen *on_frozen* is run, and nobody waits for that.
 
     Also when the block is cancelled: CRIU waits, and must get an answer. If this process dies
     the script finds nobody, or an end of file, and the dump fails.
@@ -60,9 +68,12 @@ async def answering(hook: Callable[[], Awaitable[None]]) -> AsyncIterator[Answer
         with serving:
             while True:
                 await trio.lowlevel.wait_readable(ask_end)
-                os.read(ask_end, 64)
-                state.asked = True
-                os.write(answer_end, b"yes\n" if await agreed() else b"no\n")
+                stages = os.read(ask_end, 64).decode().split()
+                if FROZEN_STAGE in stages:
+                    await on_frozen()
+                if STAGE in stages:
+                    state.asked = True
+                    os.write(answer_end, b"yes\n" if await agreed() else b"no\n")
 
     async def agreed() -> bool:
         try:

@@ -47,6 +47,10 @@ class RunningProcess:
     def leaves_running(self) -> bool:
         return self.options.leaves_running()
 
+    @property
+    def frozen_stage(self) -> str:
+        return "query-ext-files"
+
     async def dump(self, images_dir: Path, work_dir: Path, on_notify: driver.Hooks) -> None:
         await driver.dump(
             self.options,

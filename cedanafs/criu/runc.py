@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 import trio
 
 from cedanafs.criu import driver, tree
-from cedanafs.criu.action_script import STAGE, answering, find_script
+from cedanafs.criu.action_script import FROZEN_STAGE, STAGE, answering, find_script
 from cedanafs.criu.binary import find_criu
 from cedanafs.criu.config_file import file_text, lines_of
 from cedanafs.criu.options import DumpOptions, RestoreOptions, rpc_options
@@ -165,11 +165,18 @@ class RunningContainer:
     def leaves_running(self) -> bool:
         return self.options.leaves_running()
 
+    @property
+    def frozen_stage(self) -> str:
+        return FROZEN_STAGE
+
     async def dump(self, images_dir: Path, work_dir: Path, on_notify: driver.Hooks) -> None:
         """As `driver.dump` does. Cancelled, it says no to CRIU as soon as that asks."""
-        if unknown := set(on_notify) - {STAGE}:
+        if unknown := set(on_notify) - {STAGE, FROZEN_STAGE}:
             raise ValueError(f"runc's criu does not ask us at {sorted(unknown)}")
-        async with answering(on_notify.get(STAGE, trio.lowlevel.checkpoint)) as asked:
+        async with answering(
+            on_notify.get(STAGE, trio.lowlevel.checkpoint),
+            on_notify.get(FROZEN_STAGE, trio.lowlevel.checkpoint),
+        ) as asked:
             flags, config = arguments_for(self.options, [find_script()] if on_notify else [])
             written = _prepared(work_dir, config, driver.DUMP_LOG, _log_name("checkpoint"))
             env = self.runc.environment(written) | dict(asked.environment)
@@ -186,7 +193,7 @@ class RunningContainer:
                 raise asked.failure
         if process.returncode != 0:
             raise _failure("checkpoint", self.id, work_dir, driver.DUMP_LOG)
-        if on_notify and not asked.asked:
+        if STAGE in on_notify and not asked.asked:
             log.warning(
                 "%s ended before its checkpoint was committed: criu never asked", self.label
             )
