@@ -31,7 +31,7 @@ class Terminal:
 
     def say(self, line: str) -> None:
         """Above the line, if there is one."""
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, soft_wrap=True)
 
     @contextmanager
     def line(self, what: str, total_bytes: int | None) -> Iterator[Line]:

@@ -78,6 +78,7 @@ def convert(
             budget_bytes=settings.write_budget,
             upload_bytes=settings.upload_bytes,
             progress=running_total(show),
+            expect=show.expect,
         )
     click.echo(f"{count} images in {checkpoint}", err=True)
 
@@ -124,6 +125,7 @@ def export(
             codec=codec_of(compression or "lz4"),
             upload_bytes=settings.upload_bytes,
             progress=running_total(show),
+            expect=show.expect,
         )
     click.echo(f"{count} images in {directory}", err=True)
 

@@ -234,6 +234,7 @@ class Checkpoints:
             if dirty:
                 self.commits += 1
                 self.last_commit_s = round(time.monotonic() - begun_s, 6)
+                logger.info("%s: committed in %.2f s", directory.path, self.last_commit_s)
 
     async def make_found_durable(self, directory: Directory) -> None:
         """What an earlier server wrote may still be in the page cache, if that was killed."""

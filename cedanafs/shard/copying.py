@@ -40,6 +40,11 @@ class Images:
     def __len__(self) -> int:
         return len(self._opened.contents.images)
 
+    @property
+    def image_bytes(self) -> int:
+        """How long they are, taken together."""
+        return sum(image.size for image in self)
+
     def data(self, image: Image) -> Iterator[tuple[int, Bytes | None, int]]:
         """Offset, bytes, and how many, 1 MiB at most; None for a hole.
 
@@ -98,16 +103,18 @@ def convert(
     upload_bytes: int = 0,
     base: str | None = None,
     progress: Progress = lambda _: None,
+    expect: Progress = lambda _: None,
 ) -> int:
     """Write what *source* holds into *directory*, a new checkpoint; returns how many images.
 
     It refers to the checkpoint *base* beside it, or needs none; links, modes, owners, times, that
     of the checkpoint too, and holes are kept. When this returns it is durable, and was read back
     and compared; when it raises, nothing of it is left.
-    *budget_bytes* bounds what is read and not yet written.
+    *budget_bytes* bounds what is read and not yet written. *expect* gets what *progress* comes to.
     Raises: UsageError about *directory*, CheckpointError, StoreError.
     """
     with images_in(source) as images, new_directory(directory):
+        expect(images.image_bytes)
         with new_log(
             directory, shards, codec, budget_bytes, upload_bytes, base, images.dated
         ) as sink:

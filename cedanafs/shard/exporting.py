@@ -54,6 +54,7 @@ def export(
     codec: Codec,
     upload_bytes: int = 0,
     progress: Progress = lambda _: None,
+    expect: Progress = lambda _: None,
 ) -> int:
     """Write what *source* holds into *directory*, new, as *layout*; returns how many images.
 
@@ -70,6 +71,7 @@ def export(
         raise UsageError("--layout cedana: --stream 2 at least: the first is for small files")
     with images_in(source) as images:
         _check_names(source, images, layout)
+        expect(images.image_bytes)
         with new_directory(directory):
             files = create_shards(directory, shards, codec, upload_bytes)
             try:

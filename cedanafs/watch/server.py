@@ -1,7 +1,7 @@
 """Metrics for Prometheus over HTTP, on a port or a unix socket, out of the event loop of a mount.
 
-A scrape costs that loop about a millisecond. Whoever dawdles is cut off, and of many at once some
-wait: the mount goes first.
+A scrape costs that loop less than a millisecond. Whoever dawdles is cut off, and of many at once
+some wait: the mount goes first.
 """
 
 from __future__ import annotations

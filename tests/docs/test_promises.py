@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 PROOF = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 PROMISING = (
     "system.md",
+    "watching.md",
     "semantics.md",
     "security.md",
     "reliability.md",

@@ -13,9 +13,9 @@ from host import Host, StartWorkload
 DRAW = """
 import time
 from cedanafs.progress import Far, TerminalReport
-with TerminalReport()._line("dumping process 42 into /srv/[bold]\\n" + "x" * 100, 64 << 20) as show:
+with TerminalReport().bar("dumping process 42 into /srv/[bold]\\n" + "x" * 100, 64 << 20) as bar:
     for part in (0, 16, 32):
-        show(Far(part << 20, part << 20, part << 19, 0.5))
+        bar.show(Far(part << 20, part << 20, part << 19, 0.5))
         time.sleep(0.2)
 """
 
