@@ -87,10 +87,10 @@ class Appender:
     def append_index(self, units: Sequence[bytes]) -> None:
         """Append a commit's units but the footer; make them and all before them durable.
 
-        Where all of a commit appears at once, with the footer it does.
+        Where all that a sync covers appears at once, with the footer it does.
         """
         self._append(units)
-        if not self.file.atomic:
+        if not self.file.whole:
             self.file.sync()
 
     def append_footer(self, unit: bytes) -> None:
@@ -108,7 +108,7 @@ class Appender:
 
         Where a commit appears at once, the first shard has it last and loses it first, as a whole.
         """
-        if not self.file.atomic:
+        if not self.file.whole:
             cut(self.file, self._footer_at)
         elif self.k == 0:
             cut(self.file, end)

@@ -175,7 +175,8 @@ class Index:
 
     `content_end` is where the shard's frames end, and `content_seq` the first sequence number
     after their records; what comes then is the commit's own. `unfinished` names the images that
-    were still being written. All shards of one commit agree on everything but `shard`,
+    were still being written; `first_last` says that each shard got all of the commit at once, and
+    the first one after all others. All shards of one commit agree on everything but `shard`,
     `content_end`, `frames` and `markers`.
     """
 
@@ -194,6 +195,7 @@ class Index:
     features: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
     base: Base | None = None
+    first_last: bool = False
 
     def encode(self) -> bytes:
         head: dict[str, object] = {
@@ -214,6 +216,8 @@ class Index:
             head["base"] = self.base.as_json()
         if self.unfinished:
             head["unfinished"] = list(self.unfinished)
+        if self.first_last:
+            head["first_last"] = True
         text = json.dumps(head, separators=(",", ":")).encode()
         if len(text) > MAX_HEAD_LEN:
             raise StoreError("too many unfinished files for one index", os_errno=errno.EFBIG)
@@ -262,6 +266,7 @@ class Index:
                 features=tuple(f for f in features if f != BASE_FEATURE),
                 base=Base.from_json(head["base"]) if "base" in head else None,
                 unfinished=tuple(str(name) for name in head.get("unfinished", ())),
+                first_last=head.get("first_last") is True,
             )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise CorruptShard(f"index head does not make sense: {repr(exc)[:200]}") from exc

@@ -66,6 +66,7 @@ class Unpacked:
     """A shard of which the unpacked frames are read from a temporary file."""
 
     atomic: Final = True
+    whole: Final = True
 
     def __init__(self, shard: ShardFile, length: int) -> None:
         self.checkpoint: UUID | None = None

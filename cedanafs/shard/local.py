@@ -92,6 +92,10 @@ class LocalShard:
     def name(self) -> str:
         return self.path.name
 
+    @property
+    def whole(self) -> bool:
+        return self._scratch is not None
+
     def length(self) -> int:
         with _store_errors("stat", self.path):
             return os.fstat(self._fd).st_size

@@ -468,6 +468,7 @@ class Log:
         self, content_seq: int, content_ends: Sequence[int], *, sealed: bool
     ) -> None:
         committed_ns = self._committed_ns or time.time_ns()
+        first_last = self._appenders[0].file.whole
         indexes = [
             Index(
                 checkpoint=self._checkpoint,
@@ -483,6 +484,7 @@ class Log:
                 frames=appender.rows(),
                 markers=bytes(appender.markers),
                 unfinished=tuple(self._unfinished),
+                first_last=first_last,
                 base=self._base,
             )
             for appender, content_end in zip(self._appenders, content_ends, strict=True)
@@ -497,7 +499,7 @@ class Log:
         )
         # A footer vouches for all that precedes it, and a disk need not write in order.
         self._on_each(lambda appender: appender.append_index(units[appender.k][:-1]))
-        last = 1 if self._appenders[0].file.atomic else 0  # of the first it says that all have it
+        last = 1 if first_last else 0  # of the first it says that all have it
         for appenders in filter(None, (self._appenders[last:], self._appenders[:last])):
             self._on_each(lambda a: a.append_footer(units[a.k][-1]), appenders)
         self._seq = next_seq

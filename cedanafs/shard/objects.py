@@ -37,6 +37,7 @@ class ObjectShard:
     """One shard. What was written and not yet synced cannot be read."""
 
     atomic: Final = True
+    whole: Final = True
 
     def __init__(
         self,

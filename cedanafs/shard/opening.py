@@ -286,17 +286,20 @@ def _common_commit(
     """The last commit that every shard has; 0 where none has one.
 
     Raises: MixedShards, CorruptShard when it is not a crash that has left the shards so: they are
-    at most one commit apart then, and those that lack its footer have its index.
+    at most one commit apart then, and those that lack its footer have its index, or the first of
+    them lacks it and is last to get it.
     """
     commits = [each.last.footer.commit if each.last else 0 for each in scans]
     high = max(commits)
     told = _check_neighbours(files, scans, high)
+    if told is not None and told.index.first_last and commits[0] == high - 1 == min(commits):
+        told = None  # that commit came to no end, and no shard need have anything of it
     for file, length, each, commit in zip(files, lengths, scans, commits, strict=True):
         if told is not None and commit < high:
             _require_begun(file, carrier, length, each, told)
         elif each.pending is not None:
             _require_torn(file, carrier, each, each.pending, None)
-        elif high == 0 and not begins_like_a_shard(file, carrier, length):
+        elif commit == 0 and not begins_like_a_shard(file, carrier, length):
             raise CorruptShard(_NO_SHARD.format(file.path, each.why))
     return min(commits)
 
@@ -410,6 +413,6 @@ def _common(index: Index, footer: Footer) -> tuple[object, ...]:
     """What all shards of one commit say alike."""
     return (
         (index.shards, index.codec, index.content_seq, index.created_ns, index.committed_ns),
-        (index.unfinished, index.base),
+        (index.unfinished, index.base, index.first_last),
         (footer.sealed, footer.next_seq),
     )

@@ -51,6 +51,13 @@ class ShardFile(Protocol):
         It cannot be cut in the middle then.
         """
 
+    @property
+    def whole(self) -> bool:
+        """Whether a `sync` leaves all that was written before it, or nothing, and is dear.
+
+        The file as a whole is sent then.
+        """
+
     def length(self) -> int: ...
 
     def read_at(self, offset: int, length: int) -> bytes:
