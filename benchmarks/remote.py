@@ -1,6 +1,7 @@
 """Checkpoints into a bucket, over a link: ours and everyone else's, in turn.
 
     python -m benchmarks.remote [--link loopback] [--link slow] [--mib 1000] [--rounds 3]
+        [--json FILE [--done-before 2]]
 
 The S3 server is moto's, new for each turn; the slow link carries 100 MB/s each way, 10 ms each way.
 The process runs on after each dump, and is then killed and restored from what is in the bucket,
@@ -35,6 +36,7 @@ LINKS: Final = {"loopback": (0.0, 0.0), "slow": (100e6, 0.010)}
 
 KINDS: Final = (
     "plain", "plain-s3fs", "upload", "rcat", "streamer-rcat", "cedanafs-s3fs", "cedanafs-s3",
+    "cedanafs-s3-spill",
 )  # fmt: skip
 STREAM: Final = ("--stream=4", "--compression=zstd:1")
 BUCKET: Final = "bucket"
@@ -242,8 +244,17 @@ def cedanafs_s3(process: Process, place: Place) -> Iterator[Figures]:
     yield from cedanafs_restore(process, place, store)
 
 
-def cedanafs_dump(process: Process, place: Place, store: str | Path) -> Iterator[Figures]:
-    with place.cedanafs(store, "dumping", *STREAM) as mountpoint:
+def cedanafs_s3_spill(process: Process, place: Place) -> Iterator[Figures]:
+    """What the link has not taken waits on the local disk, and not the process."""
+    store = f"s3://{BUCKET}/store"
+    yield from cedanafs_dump(process, place, store, f"--spill={new(place.base / 'spill')}")
+    yield from cedanafs_restore(process, place, store)
+
+
+def cedanafs_dump(
+    process: Process, place: Place, store: str | Path, *options: str
+) -> Iterator[Figures]:
+    with place.cedanafs(store, "dumping", *STREAM, *options) as mountpoint:
         checkpoint = new(mountpoint / "checkpoint")
         turn = Turn(process, place)
         figures = turn.dumped(checkpoint)
@@ -266,6 +277,7 @@ RUNNERS: Final = {
     "streamer-rcat": streamer_rcat,
     "cedanafs-s3fs": cedanafs_s3fs,
     "cedanafs-s3": cedanafs_s3,
+    "cedanafs-s3-spill": cedanafs_s3_spill,
 }
 
 
@@ -334,33 +346,35 @@ def environment(more: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def measured(name: str, kinds: list[str], mib: int, rounds: int, where: Path | None) -> results.Run:
-    """All rounds over one link."""
+def measured(
+    name: str, kinds: list[str], mib: int, rounds: range, where: Path | None
+) -> Iterator[results.Run]:
+    """Each of the *rounds*, by their numbers, over one link."""
     skipped = {} if shutil.which(PROGRAM) else {"streamer-rcat": f"{PROGRAM} is not on PATH"}
     words = [kind for kind in kinds if kind not in skipped]
     workload = WORKLOADS["private"]
     base = Path(tempfile.mkdtemp(prefix="cedanafs-bench-", dir=where))
     conditions = results.conditions(base)
-    done: list[dict[str, Figures]] = []
     begun = time.monotonic()
     try:
         process = workload.start(base, mib)
         try:
             expected = process.digest()
-            for number in range(rounds):
+            for number in rounds:
                 first = number % len(words)
                 taken = {
                     kind: results.rounded(turn_of(kind, name, process, base, expected))
                     for kind in words[first:] + words[:first]
                 }
-                done.append({kind: taken[kind] for kind in words})
                 took = f"{time.monotonic() - begun:.0f} s"
-                print(f"{name}: round {number + 1} of {rounds}, {took}", file=sys.stderr)
+                print(f"{name}: round {number + 1}, {took}", file=sys.stderr)
+                done = [{kind: taken[kind] for kind in words}]
+                what = f"remote {name}"
+                yield results.Run(what, workload.what, mib, skipped, conditions, done)
         finally:
             process.kill()
     finally:
         shutil.rmtree(base)
-    return results.Run(f"remote {name}", workload.what, mib, skipped, conditions, done)
 
 
 def main() -> None:
@@ -369,16 +383,21 @@ def main() -> None:
     parser.add_argument("-k", "--kind", action="append", choices=KINDS, help="[each]")
     parser.add_argument("--mib", type=int, default=1000)
     parser.add_argument("-r", "--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="add every figure to this file")
+    parser.add_argument("--json", type=Path, help="add every round to this file, when it is done")
+    parser.add_argument(
+        "--done-before", type=int, default=0, help="rounds: each begins with another kind [0]"
+    )
     parser.add_argument("--dir", type=Path, help="where to store [the temporary directory]")
     arguments = parser.parse_args()
+    rounds = range(arguments.done_before, arguments.done_before + arguments.rounds)
+    kinds = arguments.kind or [*KINDS]
     for name in arguments.link or LINKS:
-        run_ = measured(
-            name, arguments.kind or [*KINDS], arguments.mib, arguments.rounds, arguments.dir
-        )
-        if arguments.json:
-            results.add(arguments.json, run_)
-        said = report.experiment(run_.experiment, results.Experiment([run_]))
+        runs = []
+        for run_ in measured(name, kinds, arguments.mib, rounds, arguments.dir):
+            runs.append(run_)
+            if arguments.json:
+                results.add(arguments.json, run_)
+        said = report.experiment(runs[0].experiment, results.Experiment(runs))
         print("\n".join(said), flush=True)
 
 
