@@ -519,7 +519,8 @@ class Log:
                 job(appender)
 
         chosen = self._appenders if appenders is None else appenders
-        futures = [self._lanes.submit(a.k, partial(run, a)) for a in chosen]
+        # The last first: s3fs with a cache, where locks are taken by path, sends all at once then.
+        futures = [self._lanes.submit(a.k, partial(run, a)) for a in reversed(chosen)]
         for future in futures:
             try:
                 future.result()
