@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -29,6 +29,7 @@ from cedanafs.fs.mounts import (
 )
 from cedanafs.fs.namespace import ROOT
 from cedanafs.progress import Far, HowFar, Shard
+from cedanafs.shard.asking import patiently
 from cedanafs.shard.audit import INVENTORY, require_complete
 from cedanafs.shard.bases import take_base
 from cedanafs.shard.chain import chain
@@ -45,6 +46,8 @@ from cedanafs.shard.store import (
     shard_paths,
 )
 from cedanafs.watch.reading import read_figures
+
+T = TypeVar("T")
 
 CLEAN_UP_S: Final = 5.0
 _RUNTIME_DIR: Final = Path("/run")
@@ -127,6 +130,8 @@ async def images_of_dump(
     if isinstance(directory, ObjectPath) and settings is not None:
         directory = directory.patient(settings.store_timeout_s)
         await trio.to_thread.run_sync(partial(directory_at(directory).check, writable=True))
+    timeout_s = settings.store_timeout_s if settings is not None else 0
+    await _look(timeout_s, directory_at(directory).exists)  # it answers
     if isinstance(directory, Path) and not directory.is_dir():
         raise UsageError(f"--dir {directory} is not a directory: mkdir -m 700 makes one")
     mount = mount_holding(directory)
@@ -139,7 +144,7 @@ async def images_of_dump(
         if not directory_at(directory / parent).exists():
             near = did_you_mean(parent, directory_at(directory).entries()[0])
             raise UsageError(f"--parent {parent}: there is none in {directory}{near}")
-        await trio.to_thread.run_sync(chain, directory / parent)
+        await _look(timeout_s, partial(chain, directory / parent))
     if mount is not None and isinstance(path, Path):
         if settings is None:
             raise UsageError(f"--stream 0: {directory} is in a mount, which streams")
@@ -173,8 +178,8 @@ async def images_of_dump(
 @asynccontextmanager
 async def _own_mount(path: Place, root: Place, settings: MountSettings) -> AsyncIterator[Images]:
     """The checkpoint directory *path*, in *root* or *root* itself, mounted for this dump alone."""
-    made = await trio.to_thread.run_sync(_made_directory, path)
-    directories, others = await trio.to_thread.run_sync(directory_at(path).entries)
+    made = await _look(settings.store_timeout_s, partial(_made_directory, path))
+    directories, others = await _look(settings.store_timeout_s, directory_at(path).entries)
     if not made and (directories or not all(map(is_shard_name, {*others} - {PAGES_NAME}))):
         raise UsageError(f"{path} holds other files: choose another --name")
     if settings.base is not None and not made and shard_paths(path):
@@ -219,20 +224,21 @@ async def images_of_restore(
         path = path.patient(defaults.store_timeout)
     mount = mount_holding(path)
     store_path = mount.store_path(path) if mount else path
-    await trio.to_thread.run_sync(require_there, path)
-    shards = len(await trio.to_thread.run_sync(shard_paths, store_path))
+    look = partial(_look, defaults.store_timeout)
+    await look(partial(require_there, path))
+    shards = len(await look(partial(shard_paths, store_path)))
     if stream is not None and stream != shards:
         has = f"has {shards} shards" if shards else "holds plain images, no shards"
         raise UsageError(f"--stream {stream}: {path} {has}")
     if shards and mount is None:
         path = path.resolve()
-        with closing(await trio.to_thread.run_sync(open_checkpoint, path)) as opened:
+        with closing(await look(partial(open_checkpoint, path))) as opened:
             async with _mounted_to_restore(
                 opened, replace(defaults, stream=shards), for_others
             ) as images:
                 yield images
-    elif isinstance(path, Path) and await trio.to_thread.run_sync((path / INVENTORY).exists):
-        await trio.to_thread.run_sync(chain, path.absolute())
+    elif isinstance(path, Path) and await look((path / INVENTORY).exists):
+        await look(partial(chain, path.absolute()))
         yield Images(path, path, streamed=mount is not None)
     else:
         raise no_checkpoint(path, f"no img-0 and no {INVENTORY}")
@@ -245,7 +251,7 @@ async def _mounted_to_restore(
     """What is *opened*, and what it builds on, in a mount of our own."""
     require_complete(opened)
     path = opened.directory
-    whole_chain = await trio.to_thread.run_sync(chain, path, opened.contents)
+    whole_chain = await _look(defaults.store_timeout, partial(chain, path, opened.contents))
     root = _common(whole_chain)
     settings = defaults.mount_settings(
         root,
@@ -320,6 +326,11 @@ def remove_mounted(path: Path) -> None:
         shutil.rmtree(path)
     except OSError as exc:
         raise StoreError(f"cannot remove {path}: {exc.strerror}", os_errno=exc.errno) from exc
+
+
+async def _look(timeout_s: float, job: Callable[[], T]) -> T:
+    """What *job* finds before anything is mounted or frozen. Raises: StoreError if it hangs."""
+    return await trio.to_thread.run_sync(patiently, job, timeout_s)
 
 
 # Blocking helpers: they run on threads where the path may be in a mount that we serve.

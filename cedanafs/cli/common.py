@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -23,7 +24,8 @@ from cedanafs.config import (
     load_defaults,
     size_of,
 )
-from cedanafs.shard.place import Place, place_of
+from cedanafs.shard.asking import patiently
+from cedanafs.shard.place import ObjectPath, Place, place_of
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -110,6 +112,21 @@ def store_timeout_option(command: F) -> F:
         "--store-timeout", type=click.FloatRange(0), metavar="SECONDS",
         help=f"Fail when the store does nothing for so long [{DEFAULT_STORE_TIMEOUT_S:.0f}].",
     )(command)  # fmt: skip
+
+
+def patient(command: F) -> F:
+    """The command, on another thread: it ends when the store does not answer. --store-timeout."""
+
+    @functools.wraps(command)
+    def patiently_done(store_timeout: float | None, **others: Any) -> None:
+        timeout_s = given(store_timeout=store_timeout).store_timeout
+        if store_timeout is not None:
+            for name, value in others.items():
+                if isinstance(value, ObjectPath):
+                    others[name] = value.patient(timeout_s)
+        patiently(lambda: command(**others), timeout_s)
+
+    return store_timeout_option(cast(F, patiently_done))
 
 
 def cache_options(command: F) -> F:

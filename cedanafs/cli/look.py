@@ -14,6 +14,7 @@ from cedanafs.cli.common import (
     PathArgument,
     PlaceArgument,
     echo_json,
+    patient,
     printable,
     running_total,
     write_private,
@@ -56,6 +57,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="For programs
 @click.command("list")
 @click.argument("store", type=PlaceArgument)
 @json_option
+@patient
 def list_(store: Place, as_json: bool) -> None:
     """Show the checkpoints in STORE."""
     found = list(list_store(store))
@@ -101,6 +103,7 @@ _SECTION_HELP: Final = {
     help="Write it as a page for a browser, with pictures.",
 )  # fmt: skip
 @json_option
+@patient
 def inspect(
     checkpoint: Place,
     sections: tuple[str, ...],
@@ -140,6 +143,7 @@ def inspect(
 )
 @click.option("--yes", is_flag=True, help="With --repair: change it, not only show what could be.")
 @json_option
+@patient
 def verify(checkpoint: Place, and_repair: bool, yes: bool, as_json: bool) -> None:
     """Read every byte of CHECKPOINT and check it; exit code 3 when something is wrong."""
     if yes and not and_repair:
@@ -202,6 +206,7 @@ def _verify(checkpoint: Place, as_json: bool) -> bool:
 @click.command()
 @click.argument("checkpoint", type=PlaceArgument)
 @click.argument("directory", type=PathArgument)
+@patient
 def extract(checkpoint: Place, directory: Path) -> None:
     """Write the images in CHECKPOINT into DIRECTORY, plain, as CRIU itself would have."""
     total = summary_at(checkpoint).raw_bytes

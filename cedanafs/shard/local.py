@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import stat
@@ -19,6 +20,7 @@ from typing import Final
 from uuid import UUID
 
 from cedanafs.errors import CorruptShard, StoreBusy, StoreError
+from cedanafs.shard.asking import asking
 from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import Bytes
 from cedanafs.shard.filesystems import (
@@ -28,6 +30,11 @@ from cedanafs.shard.filesystems import (
     room_in,
     scratch_of,
 )
+
+logger = logging.getLogger(__name__)
+
+_NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""NFS without its lock server, and filesystems that know none: nothing else needs them."""
 
 MAX_OFFSET: Final = 1 << 62
 """No file reaches it, and not every number of a shard can be an offset for the kernel."""
@@ -203,7 +210,8 @@ class LocalDirectory:
 
     def check(self, *, writable: bool) -> None:
         """Raises: StoreError when it is no store that can be read, or written if *writable*."""
-        require_sound(self.path, writable=writable)
+        with asking(f"look at {self.path}"):
+            require_sound(self.path, writable=writable)
         if not self.path.is_dir():
             raise StoreError(f"store {self.path} is not a directory: mkdir -m 700 makes one")
         wanted = os.R_OK | os.X_OK | (os.W_OK if writable else 0)
@@ -218,7 +226,8 @@ class LocalDirectory:
         return os.statvfs(self.path)
 
     def exists(self) -> bool:
-        return self.path.is_dir()
+        with asking(f"look at {self.path}"):
+            return self.path.is_dir()
 
     def entries(self) -> tuple[list[str], list[str]]:
         """The names of the directories in it, and of all else, each sorted."""
@@ -241,7 +250,8 @@ class LocalDirectory:
 
     def make(self) -> None:
         """Make it. Raises: OSError, FileExistsError among them."""
-        self.path.mkdir(mode=0o700)
+        with asking(f"make {self.path}"):
+            self.path.mkdir(mode=0o700)
 
     def remove(self) -> None:
         """Remove it, which is empty. Raises: OSError."""
@@ -348,12 +358,15 @@ def _flock(fd: int, path: Path, why: str, kind: int = fcntl.LOCK_EX) -> None:
     except BlockingIOError:
         raise StoreBusy(f"{path}: {why}") from None
     except OSError as exc:
-        raise StoreError(f"{path}: cannot lock: {exc.strerror}", os_errno=exc.errno) from exc
+        if exc.errno not in _NO_LOCKS:
+            raise StoreError(f"{path}: cannot lock: {exc.strerror}", os_errno=exc.errno) from exc
+        logger.info("%s: its store has no locks (%s): nobody is kept out", path, exc.strerror)
 
 
 @contextlib.contextmanager
 def _store_errors(what: str, path: Path) -> Iterator[None]:
     try:
-        yield
+        with asking(f"{what} {path}"):
+            yield
     except OSError as exc:
         raise StoreError(f"cannot {what} {path}: {exc.strerror}", os_errno=exc.errno) from exc

@@ -139,6 +139,32 @@ def test_stock_criu_into_a_store_that_hangs(
     scene.assert_earlier_whole()
 
 
+@pytest.mark.parametrize(
+    ("fault", "command"),
+    [
+        ("readdir", ("list", "{store}")),
+        ("read", ("verify", "{store}/earlier")),
+        ("open", ("restore", "process", "--path", "{store}/earlier")),
+        ("mkdir", ("dump", "process", "{pid}", "--dir", "{store}")),
+    ],
+)
+def test_who_looks_at_a_store_that_hangs(
+    host: Host, faulty: FaultyStore, start: StartWorkload, fault: str, command: tuple[str, ...]
+) -> None:
+    scene = Scene(host, start, faulty.path, size_mib=2)
+    faulty.fail(Fault(fault, hang=True))
+    words = [word.format(store=faulty.path, pid=scene.process.pid) for word in command]
+    with host.started(*words, *TIMEOUT) as look, faulty.healed_at_the_end():
+        line = complaint(look)
+        scene.assert_unharmed()
+        assert faulty.seen().hanging
+        faulty.heal()
+        look.communicate(timeout=60)
+    assert look.returncode == 4
+    assert "has not answered for 2 s" in line
+    scene.assert_earlier_whole()
+
+
 def test_restore_from_a_store_that_hangs(
     host: Host, faulty: FaultyStore, start: StartWorkload
 ) -> None:

@@ -1,11 +1,16 @@
 """Shard files on a local disk."""
 
 import ctypes
+import errno
+import fcntl
 import os
 import struct
 from pathlib import Path
 
-from cedanafs.shard.local import LocalShard
+import pytest
+
+from cedanafs.errors import StoreError
+from cedanafs.shard.local import LocalDirectory, LocalShard
 
 MIB = 1 << 20
 CACHESTAT = 451  # Linux 6.5
@@ -41,3 +46,21 @@ def test_the_disk_begins_before_it_is_asked_to_end(tmp_path: Path) -> None:
     assert dirty_pages(path) == 0
     shard.close()
     assert path.read_bytes() == data[: MIB // 2] + 20 * data
+
+
+def test_where_there_are_no_locks_none_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    shard = LocalShard.create(tmp_path / "img-0")
+    code = errno.ENOLCK  # NFS without its lock server
+    shard.lock()
+    with LocalDirectory(tmp_path).locked("busy"):
+        pass
+    code = errno.EIO
+    with pytest.raises(StoreError, match="cannot lock"):
+        shard.lock()
+    shard.close()
