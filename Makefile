@@ -4,6 +4,8 @@
 export PATH := $(CURDIR)/.venv/bin:$(PATH):/usr/sbin:/sbin
 
 SOAK_MINUTES := 10
+NEWCOMER := tests/docs tests/interoperation/test_foreign_restores.py tests/browser \
+    tests/fit/test_man_pages.py tests/fit/test_completion.py
 RESULTS := docs/benchmarks/results.json
 
 help:
@@ -20,6 +22,9 @@ test: machine lint .venv/.criu programs ## lint, then run the tests (PYTEST_ARGS
 test-full: .venv/.azurite
 test-full: PYTEST_ARGS += -m "full or not full"
 test-full: test ## the same with tests that take longer than a minute
+
+newcomer: machine .venv/.criu programs ## try all that README and documentation show, as a newcomer would
+	.venv/bin/python -m pytest -v $(NEWCOMER) $(PYTEST_ARGS)
 
 lint: .venv/.packages ## check style, types and the order of imports
 	.venv/bin/ruff check
@@ -88,4 +93,4 @@ machine:
 	$(if $(filter 0,$(shell id -u)),,$(error run it as root: CRIU needs it))
 	$(if $(wildcard /dev/fuse),,$(error there is no /dev/fuse: load the kernel module fuse, or hand the device to the container))
 
-.PHONY: help setup demo test test-full lint bench figures soak man wheel deb docs clean system programs machine
+.PHONY: help setup demo test test-full newcomer lint bench figures soak man wheel deb docs clean system programs machine

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from container import Container
 from host import Done, Host, StartWorkload, is_mounted
-from workloads import Workload
+from pages import reaped
 
 PAGE = (Path(__file__).parents[2] / "docs/quickstart.md").read_text()
 BLOCKS = {
@@ -36,24 +34,6 @@ def here(host: Host, criu_binary: str) -> Iterator[Callable[..., Done]]:
     yield run
     if is_mounted(host.base / "mnt/ckpt"):
         host.shell("umount", "--lazy", host.base / "mnt/ckpt")
-
-
-@contextmanager
-def reaped(work: Workload) -> Iterator[None]:
-    """Its parent sees to it that its pid is free once it has been dumped."""
-    over = threading.Event()
-
-    def reap() -> None:
-        while not over.wait(0.002):
-            work.alive()
-
-    thread = threading.Thread(target=reap)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_there_are_blocks_for_each_use() -> None:
