@@ -13,6 +13,11 @@ from fault_proxy import HttpFault, fault_proxy
 from host import Host, StartWorkload, poll
 from s3 import Bucket, Server, rclone_mount, s3fs_mount
 from scene import MIB, Scene
+from writing import make_checkpoint, writing
+
+from cedanafs.errors import UsageError
+from cedanafs.look import inspect
+from cedanafs.shard.compacting import compact
 
 FUSE = Path("/sys/fs/fuse/connections")
 
@@ -59,6 +64,20 @@ def test_s3fs_and_back_by(back: str, host: Host, start: StartWorkload, bucket: B
         scene.assert_earlier_whole(store)
         states = [each["state"] for each in json.loads(host.ok("list", "--json", store).stdout)]
         assert states == ["complete"] * 2
+
+
+def test_what_cannot_exchange_directories_is_not_compacted(host: Host, bucket: Bucket) -> None:
+    """Which is found before anything is uploaded."""
+    with directory_on("s3fs", host, bucket) as store:
+        make_checkpoint(store / "job", {"inventory.img": bytes(MIB), "pages-1.img": b"old"})
+        with writing(store / "job") as writer:
+            writer.write(writer.images["inventory.img"], 0, os.urandom(MIB))
+            writer.commit(seal=True)
+        there = inspect(store / "job")
+        with pytest.raises(UsageError, match=r"cannot exchange directories .* convert"):
+            compact(store / "job")
+        assert inspect(store / "job") == there
+        assert os.listdir(store) == ["job"]
 
 
 def test_shards_are_synced_side_by_side(host: Host, s3_servers: dict[str, Server]) -> None:
