@@ -82,7 +82,7 @@ checkpointctl.add_command(diff.diff)
 
 def main() -> None:
     """`cedanafs`."""
-    run_program(cedanafs)
+    run_program(cedanafs, "cedanafs")
 
 
 def mount_helper_main() -> None:
@@ -113,10 +113,7 @@ def run_program(command: click.Command, name: str | None = None) -> None:
         click.echo("cedanafs: interrupted", err=True)
         sys.exit(1)
     except click.ClickException as exc:
-        text = exc.format_message()
-        if isinstance(exc, click.MissingParameter) and exc.ctx is not None:
-            usage = " ".join(exc.ctx.get_usage().removeprefix("Usage:").split())
-            text = f"{text.rstrip('.')}: {usage}"
+        text = _in_words(exc)
         if "\n" in text:  # no command given: the whole help
             click.echo(text, err=True)
         else:
@@ -133,3 +130,18 @@ def run_program(command: click.Command, name: str | None = None) -> None:
             log.unexpected(error)
         click.echo(f"cedanafs: {in_words(error)}", err=True)
         sys.exit(exit_code(error))
+
+
+def _in_words(error: click.ClickException) -> str:
+    """What click says, and what is right where it leaves that out."""
+    text = error.format_message()
+    ctx = getattr(error, "ctx", None)
+    if isinstance(error, click.MissingParameter) and ctx is not None:
+        usage = " ".join(ctx.get_usage().removeprefix("Usage:").split())
+        return f"{text.rstrip('.')}: {usage}"
+    if isinstance(error, click.exceptions.NoSuchCommand) and not error.possibilities:
+        assert isinstance(ctx, click.Context)
+        assert isinstance(ctx.command, click.Group)
+        known = ", ".join(sorted(ctx.command.commands))
+        return f"{text.rstrip('.')}: {ctx.command_path} knows {known}"
+    return text

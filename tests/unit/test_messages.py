@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from writing import make_checkpoint, shard_paths
 
+from cedanafs import cli
 from cedanafs.errors import did_you_mean
 
+Run = Callable[..., tuple[int, str]]
 
-def run(*arguments: object) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "cedanafs", *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("cedanafs: ")
-    return done.returncode, line.removeprefix("cedanafs: ")
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """run(…): the exit code, and the one line, without whose it is."""
+
+    def one_line(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["cedanafs", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        assert line.startswith("cedanafs: ")
+        assert isinstance(end.value.code, int)
+        return end.value.code, line.removeprefix("cedanafs: ")
+
+    return one_line
 
 
 @pytest.mark.parametrize(
@@ -28,6 +38,8 @@ def run(*arguments: object) -> tuple[int, str]:
     [
         ("dmup process 1", "No such command 'dmup'. Did you mean 'dump'?"),
         ("dump proces 1", "No such command 'proces'. Did you mean 'process'?"),
+        ("dump 1234", "No such command '1234': cedanafs dump knows process, runc"),
+        ("xyzzy", "No such command 'xyzzy': cedanafs knows check, commit, compact, "),
         ("list --jsn .", "No such option '--jsn'. Did you mean '--json'?"),
         ("export a b --layout cedanna", "'cedanna' is not one of 'streamer', 'cedana'"),
         ("pack . new --compression zst:3", "lz4, zstd, gzip, zlib: did you mean 'zstd'?"),
@@ -40,12 +52,12 @@ def run(*arguments: object) -> tuple[int, str]:
         ("verify . --yes", "verify changes nothing: --yes goes with --repair"),
     ],
 )  # fmt: skip
-def test_wrong_usage(typed: str, said: str) -> None:
+def test_wrong_usage(run: Run, typed: str, said: str) -> None:
     code, line = run(*typed.split())
     assert (code, said in line) == (2, True), line
 
 
-def test_a_checkpoint_by_another_name(tmp_path: Path) -> None:
+def test_a_checkpoint_by_another_name(run: Run, tmp_path: Path) -> None:
     web = make_checkpoint(tmp_path / "web-monday", {"inventory.img": b"i" * 9999}, codec="none")
     (tmp_path / "empty").mkdir()
     for command in ("verify", "inspect", "rm", "compact", "flatten", "repair"):
