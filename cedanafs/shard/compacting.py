@@ -51,9 +51,9 @@ def _room(before_bytes: int, after_bytes: int) -> Room:
 def survey(directory: Place) -> Room:
     """About what `compact` would bring. Reads no frame.
 
-    Raises: UsageError for another streamer's, CheckpointError, StoreError.
+    Raises: as `compact`, where it can be known beforehand.
     """
-    with _ours(directory) as opened:
+    with _compactable(directory) as (_, opened):
         used: Counter[Frame] = Counter()
         for image in opened.contents.images.values():
             for _, piece in image.extents:
@@ -74,18 +74,7 @@ def compact(directory: Place, progress: Progress = lambda _: None) -> Room:
     Raises: UsageError where others refer to it, or the store cannot exchange directories,
     CheckpointError, StoreBusy, StoreError.
     """
-    if isinstance(directory, ObjectPath):
-        raise UsageError(
-            f"{directory}: in an object store nothing can be exchanged: convert it to a new name, "
-            "then rm it"
-        )
-    directory = directory.resolve()
-    with _ours(directory) as opened:
-        opened.files[0].lock()
-        if opened.files[0].length() != opened.lengths[0]:
-            raise StoreBusy(f"{directory}: is being written just now: compact it later")
-        refuse_if_used(directory, "compact it")
-        _require_alone(directory)
+    with _compactable(directory, lock=True) as (directory, opened):
         _require_exchange(directory.parent)
         new = unfinished_beside(directory)
         _remove(new)  # of a compaction that was interrupted
@@ -108,14 +97,27 @@ def compact(directory: Place, progress: Progress = lambda _: None) -> Room:
 
 
 @contextmanager
-def _ours(directory: Place) -> Iterator[Opened]:
+def _compactable(directory: Place, *, lock: bool = False) -> Iterator[tuple[Path, Opened]]:
+    """The checkpoint, and where it really is; with *lock* nobody refers to it or writes it."""
+    if isinstance(directory, ObjectPath):
+        raise UsageError(
+            f"{directory}: in an object store nothing can be exchanged: convert it to a new name, "
+            "then rm it"
+        )
+    directory = directory.resolve()
     opened = open_checkpoint(directory)
     try:
         if opened.foreign:
             raise UsageError(f"{directory}: {REFUSED}")
         if opened.commit == 0:
             raise CheckpointIncomplete(f"{directory}: no commit of it is complete: rm removes it")
-        yield opened
+        if lock:
+            opened.files[0].lock()
+            if opened.files[0].length() != opened.lengths[0]:
+                raise StoreBusy(f"{directory}: is being written just now: compact it later")
+        refuse_if_used(directory, "compact it")
+        _require_alone(directory)
+        yield directory, opened
     finally:
         opened.close()
 

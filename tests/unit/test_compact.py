@@ -20,6 +20,7 @@ from cedanafs.shard.audit import verify
 from cedanafs.shard.bases import users_of
 from cedanafs.shard.compacting import Room, compact, survey
 from cedanafs.shard.local import LocalDirectory, LocalShard
+from cedanafs.shard.place import ObjectPath
 from cedanafs.shard.store import PAGES_NAME
 
 DATA = Path(__file__).parents[1] / "data/foreign"
@@ -103,8 +104,9 @@ def test_with_a_base_it_keeps_it(tmp_path: Path) -> None:
     assert made.after_bytes < made.before_bytes
     assert (read_checkpoint(job), inspect(job).base) == (images, "base")
     assert inspect(job).shared_bytes >= before.shared_bytes > 0
-    with pytest.raises(UsageError, match="base of job: compact it after them, or flatten them"):
-        compact(tmp_path / "base")
+    for look_or_do in (survey, compact):
+        with pytest.raises(UsageError, match="base of job: compact it after them, or flatten"):
+            look_or_do(tmp_path / "base")
     assert users_of(tmp_path / "base") == ["job"]
 
 
@@ -196,4 +198,6 @@ def test_refused(tmp_path: Path) -> None:
     with writing(tmp_path / "torn") as writer:
         writer.create("a.img", b"a")
     refused(CheckpointError, "no commit of it is complete", tmp_path / "torn")
+    with pytest.raises(UsageError, match="s3://bucket/job: in an object store nothing can be"):
+        survey(ObjectPath("s3", "bucket", "job"))
     assert sorted(os.listdir(tmp_path)) == ["foreign", "job", "torn"]
