@@ -197,3 +197,15 @@ def test_disk_that_is_frozen_in_a_dump(host: Host, start: StartWorkload) -> None
         if (disk.path / "x").exists():
             host.refused(3, "restore", "process", "--path", disk.path / "x", match="x")
         scene.assert_earlier_whole()
+
+
+def test_a_mount_says_what_it_does_while_its_store_hangs(host: Host, faulty: FaultyStore) -> None:
+    with host.mounted(faulty.path, "--stream", 2, "-c", "none") as mnt:
+        (mnt / "x").mkdir()
+        faulty.fail(Fault("write", hang=True, where="/x/"))
+        with faulty.healed_at_the_end():
+            (mnt / "x/a.img").write_bytes(bytes(8 * MIB))
+            poll(lambda: faulty.seen().hanging, "a store that hangs")
+            shown = host.ok("stat", mnt).stdout
+            assert "8.0 MiB taken, 0 B landed" in shown
+            assert "x           not durable" in shown
