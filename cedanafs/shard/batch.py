@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from cedanafs.shard.codec import Bytes
 from cedanafs.shard.extents import Frame, Patch
@@ -12,21 +12,8 @@ from cedanafs.shard.patches import MAX_RUNS_LEN, Kind, Run, encode_runs, parts_o
 from cedanafs.shard.records import Marker, encode
 
 
-@dataclass(frozen=True, slots=True)
-class _Deferred:
-    marker: Marker
-    payload: Sequence[Bytes]
-    patch: Patch | None
-    name: str
-    start: int
-
-
 class Batch:
-    """Their bytes in stream order.
-
-    Where they are compared with a base they are put off until the lane has them: `defer` instead
-    of `add`, and then `settle`.
-    """
+    """Their bytes in stream order. `payload_len` counts what was written, stored or not."""
 
     def __init__(self, shard: int, header_seq: int) -> None:
         self.shard = shard
@@ -35,7 +22,6 @@ class Batch:
         self.pieces: list[Bytes] = []
         self.markers = bytearray()
         self.payload_len = 0
-        self.deferred: list[_Deferred] = []
 
     def add(self, marker: Marker, payload: Sequence[Bytes] = ()) -> int:
         """Take the record; returns where its payload will lie in the decoded frame."""
@@ -49,37 +35,28 @@ class Batch:
         self.payload_len += marker.payload_len
         return at
 
-    def defer(
-        self, marker: Marker, payload: Sequence[Bytes], patch: Patch | None, name: str, start: int
-    ) -> None:
-        """Take the record, whose bytes go to *start* in image *name*, to be settled later."""
-        self.deferred.append(_Deferred(marker, payload, patch, name, start))
-        self.frame.raw_len += 128 + marker.payload_len  # about, until it is settled
-        self.payload_len += marker.payload_len
-
-    def settle(self, pages: Pages) -> None:
-        """On the lane: find out what the base holds, and make the records and their patches."""
-        self.frame.raw_len = 0
-        for each in self.deferred:
-            if each.patch is None:
-                self.add(each.marker)
-                continue
-            runs, each.patch.digests = pages.cut(each.name, each.start, each.payload)
-            blob = encode_runs(runs, each.start)
-            written = each.marker.payload_len
-            if len(blob) > MAX_RUNS_LEN or all(run.kind == Kind.OWN for run in runs):
-                at = self.add(each.marker, each.payload)
-                each.patch.fill(parts_of([Run(Kind.OWN, written)], at, None))
-                continue
-            own: list[memoryview] = []
-            position = 0
-            for run in runs:
-                if run.kind == Kind.OWN:
-                    own += _cut(each.payload, position, run.length)
-                position += run.length
-            length = sum(map(len, own))
-            marker = replace(each.marker, file_data=None, patch_data=length, runs=blob)
-            each.patch.fill(parts_of(runs, self.add(marker, own), pages.base_images))
+    def add_compared(
+        self, marker: Marker, payload: Sequence[Bytes], name: str, start: int, pages: Pages
+    ) -> Patch:
+        """Take the record, whose bytes go to *start* in image *name*, without what a base holds."""
+        patch = Patch(self.frame)
+        runs, patch.digests = pages.cut(name, start, payload)
+        blob = encode_runs(runs, start)
+        written = marker.payload_len
+        if len(blob) > MAX_RUNS_LEN or all(run.kind == Kind.OWN for run in runs):
+            patch.fill(parts_of([Run(Kind.OWN, written)], self.add(marker, payload), None))
+            return patch
+        own: list[memoryview] = []
+        position = 0
+        for run in runs:
+            if run.kind == Kind.OWN:
+                own += _cut(payload, position, run.length)
+            position += run.length
+        length = sum(map(len, own))
+        marker = replace(marker, file_data=None, patch_data=length, runs=blob)
+        patch.fill(parts_of(runs, self.add(marker, own), pages.base_images))
+        self.payload_len += written - length
+        return patch
 
 
 def _cut(pieces: Sequence[Bytes], at: int, length: int) -> Iterator[memoryview]:

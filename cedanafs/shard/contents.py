@@ -107,7 +107,7 @@ class Contents:
     def apply(self, marker: Marker, frame: Frame, at: int, patch: Patch | None = None) -> None:
         """Let one record take effect; its payload lies at *at* in the decoded *frame*.
 
-        With *patch*, which a writer fills later, it will lie where that says.
+        With *patch* it lies where that says.
         Raises: CorruptShard when the record makes no sense here.
         """
         if marker.filename is not None:

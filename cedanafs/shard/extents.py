@@ -87,8 +87,7 @@ class Part(NamedTuple):
 class Patch:
     """The bytes of one record of which some are its own and the others are a base's.
 
-    Of one that is being written the parts are known when its frame has landed. `digests` are
-    those of its pages, where they were computed.
+    `digests` are those of its pages, where they were computed.
     """
 
     __slots__ = ("_kinds", "_numbers", "digests", "frame")
@@ -102,13 +101,13 @@ class Patch:
         self._kinds: Sequence[Part] = ()
 
     def fill(self, parts: Sequence[Part]) -> None:
-        numbers, kinds, start = array("Q"), dict[Part, int](), 0
-        for part in parts:
-            kind = part._replace(length=0, at=0)
-            numbers.extend((start, part.at, kinds.setdefault(kind, len(kinds))))
-            start += part.length
+        numbers, start = array("Q"), 0
+        kinds: dict[tuple[bool, ExtentMap | None, bool], int] = {}
+        for length, at, own, extents, is_base in parts:
+            numbers.extend((start, at, kinds.setdefault((own, extents, is_base), len(kinds))))
+            start += length
         numbers.append(start)
-        self._kinds, self._numbers = tuple(kinds), numbers
+        self._kinds, self._numbers = tuple(Part(0, 0, *kind) for kind in kinds), numbers
 
     def parts(self, at: int, length: int) -> Iterator[Part]:
         """What makes up bytes [at, at + length)."""

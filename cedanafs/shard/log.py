@@ -23,7 +23,7 @@ from cedanafs.shard.batch import Batch
 from cedanafs.shard.codec import Bytes, Codec
 from cedanafs.shard.commit import Base, Index, digest_of, units_of_commit
 from cedanafs.shard.contents import Contents, Image, Pending, hidden_name
-from cedanafs.shard.extents import Frame, Patch
+from cedanafs.shard.extents import Frame
 from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.pages import Pages
@@ -348,7 +348,7 @@ class Log:
         else:
             batch = self._open = self._open or self._batch(self._next_shard())
         # Every frame names its file first; else only where the file is not the current one.
-        if not (batch.pieces or batch.deferred) or self.contents.current_name != image.name:
+        if not batch.pieces or self.contents.current_name != image.name:
             self._add(batch, Marker(seq=self._next_seq(), filename=image.name))
         offset = None if pending.start == image.size else pending.start
         marker = Marker(seq=self._next_seq(), file_data=pending.length, offset=offset)
@@ -373,14 +373,15 @@ class Log:
     def _add(
         self, batch: Batch, marker: Marker, payload: Sequence[Bytes] = (), start: int = 0
     ) -> None:
-        at, patch = 0, None
-        if self.pages is None:
-            at = batch.add(marker, payload)
-        else:
-            patch = Patch(batch.frame) if marker.file_data is not None else None
-            batch.defer(marker, payload, patch, self.contents.current_name or "", start)
         try:
-            self.contents.apply(marker, batch.frame, at, patch)
+            if self.pages is None or marker.file_data is None:
+                self.contents.apply(marker, batch.frame, batch.add(marker, payload))
+            else:
+                # Here and not on the lane: hashing holds the interpreter's lock, and handing that
+                # to and fro costs the caller several times what hashing does.
+                name = self.contents.current_name or ""
+                patch = batch.add_compared(marker, payload, name, start, self.pages)
+                self.contents.apply(marker, batch.frame, 0, patch)
         except BaseException as exc:  # a bug; committed, no reader could replay it
             self.fail(exc)
             raise
@@ -434,8 +435,7 @@ class Log:
     def _deal(self, batch: Batch) -> None:
         appender = self._appenders[batch.shard]
         appender.frames.append(batch.frame)
-        if not batch.deferred:
-            appender.markers += batch.markers
+        appender.markers += batch.markers
         self._land(appender, batch, batch.payload_len)
 
     def _land(self, appender: Appender, batch: Batch, reserved: int) -> None:
@@ -447,9 +447,6 @@ class Log:
     def _pack(self, appender: Appender, batch: Batch) -> Sequence[Bytes] | None:
         if self.failure is None:
             try:
-                if batch.deferred and self.pages is not None:
-                    batch.settle(self.pages)
-                    appender.markers += batch.markers
                 return appender.pack(batch.frame, batch.pieces, batch.header_seq)
             except BaseException as exc:
                 self.fail(exc)
