@@ -7,3 +7,8 @@
 `workloads` are what is dumped, `kinds` (with `streamer` and `floors`) who stores it,
 `experiments` which of them meet; `measure` has the clocks, `results` the file and its statistics.
 """
+
+import os
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+"""What is installed has its bytecode: without, each command compiles for a tenth of a second."""

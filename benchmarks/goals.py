@@ -90,6 +90,13 @@ def growth(figure: str) -> Callable[[All, str], float | None]:
     return value
 
 
+def second(figure: str) -> Callable[[All, str], float | None]:
+    """A dump onto a base, against the first."""
+    return lambda all_of, kind: all_of[f"base {kind.removesuffix('x4')}"].ratio(
+        "second, --base", figure, to="first"
+    )
+
+
 def full_log(all_of: All, kind: str) -> float | None:
     return all_of["logs"].ratio(f"{kind}+v4", "criu_s", to=kind)
 
@@ -137,6 +144,11 @@ GOALS = (
     ),
     Goal("CPU for a GiB, likewise", 1.1, ("mix", "large"), growth("cpu_s")),
     Goal("restore for a GiB, likewise", 1.1, ("mix", "large"), growth("restore_s")),
+    Goal(
+        "second dump onto a base, 5 % of the pages changed: stored", 0.1,
+        ("base lz4", "base zstd:1"), second("stored_mib"),
+    ),
+    Goal("the same: the whole command", 0.7, ("base lz4", "base zstd:1"), second("command_s")),
     Goal("dump with a -v4 log in the mount, against without", 1.05, ("logs",), full_log),
 )  # fmt: skip
 

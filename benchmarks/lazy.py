@@ -13,20 +13,19 @@ import contextlib
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import measure
-from benchmarks.measure import Stopwatch
+from benchmarks import measure, report, results
+from benchmarks.kinds import CEDANAFS
+from benchmarks.measure import Figures, Stopwatch
 from benchmarks.workloads import WORKLOADS, Process, wait_for
 
 FAULTY_STORE = Path(__file__).parents[1] / "tests/faults/faulty_store.py"
-CEDANAFS = (sys.executable, "-m", "cedanafs")
-Times = dict[str, float]
+KINDS = ("normal", "lazy")
 
 
 @contextlib.contextmanager
@@ -64,67 +63,72 @@ def make_cold(directory: Path) -> None:
         os.close(fd)
 
 
-def restore(process: Process, checkpoint: Path, log: Path, *, lazy: bool) -> Times:
-    """Seconds from the start of the command until it returns, the process answers, and all of
-    its memory is there."""
+def restore(process: Process, checkpoint: Path, log: Path, *, lazy: bool) -> Figures:
+    """From the start of the command until it returns, the process answers, and all of its memory
+    is there."""
     log.unlink(missing_ok=True)
     options: list[str | Path] = ["--lazy", "--log-file", log] if lazy else []
     watch = Stopwatch()
     measure.run(*CEDANAFS, "restore", "process", "--path", checkpoint, *options)
-    times = {"command s": watch.wall_s()}
+    figures = {"command_s": watch.wall_s()}
     process.answer()
-    times["answer s"] = watch.wall_s()
+    figures["answer_s"] = watch.wall_s()
     if lazy:
         wait_for(lambda: "all memory has arrived" in log.read_text(), "the last page", 0.005)
-    times["all memory s"] = watch.wall_s()
-    return times
+    figures["arrived_s"] = watch.wall_s()
+    return results.rounded(figures)
 
 
-def measured(base: Path, mib: int, delay_ms: float, rounds: int) -> dict[str, list[Times]]:
-    found: dict[str, list[Times]] = {"normal": [], "lazy": []}
-    with store(base, delay_ms) as (path, backing):
-        process = WORKLOADS["private"].start(base, mib)
-        try:
-            digest = process.digest()
-            dump = ("dump", "process", str(process.pid), "--dir", path, "--name", "x", "-c", "lz4")
-            measure.run(*CEDANAFS, *dump)
-            for _ in range(rounds):
-                for kind, times in found.items():
-                    process.kill()
-                    make_cold(backing / "x")
-                    lazy = kind == "lazy"
-                    times.append(restore(process, path / "x", base / "log", lazy=lazy))
-                if process.digest() != digest:
-                    raise AssertionError("the restored process has another memory")
-        finally:
-            process.kill()
-    return found
+def measured(mib: int, delay_ms: float, rounds: int, where: Path | None) -> results.Run:
+    """All rounds with one size and one delay; which kind comes first rotates."""
+    base = Path(tempfile.mkdtemp(prefix="cedanafs-bench-", dir=where))
+    conditions = results.conditions(base)
+    done: list[dict[str, Figures]] = []
+    workload = WORKLOADS["private"]
+    try:
+        with store(base, delay_ms) as (path, backing):
+            process = workload.start(base, mib)
+            try:
+                digest = process.digest()
+                dump = ("dump", "process", str(process.pid), "--dir", path, "--name", "x")
+                measure.run(*CEDANAFS, *dump, "-c", "lz4")
+                for number in range(rounds):
+                    found = {}
+                    for kind in KINDS[:: -1 if number % 2 else 1]:
+                        process.kill()
+                        make_cold(backing / "x")
+                        lazy = kind == "lazy"
+                        found[kind] = restore(process, path / "x", base / "log", lazy=lazy)
+                    if process.digest() != digest:
+                        raise RuntimeError("the restored process holds something else")
+                    done.append({kind: found[kind] for kind in KINDS})
+            finally:
+                process.kill()
+    finally:
+        shutil.rmtree(base)
+    name = f"lazy {mib} {f'+{delay_ms:.0f}ms' if delay_ms else 'local'}"
+    return results.Run(name, workload.what, mib, {}, conditions, done)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.lazy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--mib", type=int, action="append", required=True)
     parser.add_argument("--delay-ms", type=float, action="append", help="of a read [0]")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("-r", "--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="add every figure to this file")
+    parser.add_argument("--dir", type=Path, help="where to store [the temporary directory]")
     arguments = parser.parse_args()
-    print("| MiB | a read takes | restore | command returns | process answers | all memory |")
-    print("|---|---|---|---|---|---|")
+    runs = []
     for mib in arguments.mib:
         for delay_ms in arguments.delay_ms or [0]:
-            base = Path(tempfile.mkdtemp(prefix="cedanafs-bench-"))
-            try:
-                found = measured(base, mib, delay_ms, arguments.rounds)
-            finally:
-                shutil.rmtree(base)
-            for kind, rounds in found.items():
-                cells = []
-                for name in rounds[0]:
-                    values = sorted(each[name] for each in rounds)
-                    cells.append(
-                        f"{statistics.median(values):.2f} ({values[0]:.2f}-{values[-1]:.2f})"
-                    )
-                where = f"+{delay_ms:.0f} ms" if delay_ms else "local"
-                print(f"| {mib} | {where} | {kind} | {' | '.join(cells)} |", flush=True)
+            runs.append(measured(mib, delay_ms, arguments.rounds, arguments.dir))
+            if arguments.json:
+                results.add(arguments.json, runs[-1])
+    print("\n".join(report.lazy(results.experiments(runs))))
 
 
 if __name__ == "__main__":

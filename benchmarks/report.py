@@ -4,7 +4,8 @@
     python -m benchmarks.report FILE --into PAGE    put them between the page's markers
 
 A marker is a line `<!-- table: NAME -->`; what follows it, up to `<!-- end -->`, is replaced.
-Names: conditions, goals, logs, sizes, and `dump EXPERIMENT` or `restore EXPERIMENT`.
+Names: conditions, goals, logs, sizes, lazy, `base CODEC`, and `dump EXPERIMENT` or
+`restore EXPERIMENT`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ RESTORE = (
     "restore_criu_s", "restore_s", "restore_cpu_s", "restore_machine_cpu_s", "restore_peak_mib",
     "received_mib",
 )  # fmt: skip
+BASE = ("command_s", "frozen_s", "cpu_s", "dump_peak_mib", "stored_mib")
+LAZY = ("command_s", "answer_s", "arrived_s")
 CONDITIONS = {"memory_gib": "memory, GiB", "cedanafs": "cedanafs, commit", "disk": "stores on"}
 MARKED = re.compile(r"(?<=<!-- table: )([^>\n]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
@@ -42,26 +45,28 @@ def experiment(name: str, what: Experiment) -> Iterator[str]:
         yield from table(what, RESTORE, "restore")
 
 
-def table(what: Experiment, figures: tuple[str, ...], heading: str) -> Iterator[str]:
+def table(
+    what: Experiment, figures: tuple[str, ...], heading: str, to: str = BASELINE
+) -> Iterator[str]:
     """A row for each kind that has any of the figures."""
     measured = [f for f in figures if any(what.spread(kind, f) for kind in what.kinds)]
     yield f"| {heading} | " + " | ".join(FIGURES[f][0] for f in measured) + " |"
     yield "|---" * (len(measured) + 1) + "|"
     for kind in what.kinds:
-        cells = [cell(what, kind, figure) for figure in measured]
+        cells = [cell(what, kind, figure, to) for figure in measured]
         if any(cells):
             yield f"| {kind} | " + " | ".join(each or "-" for each in cells) + " |"
     for kind, why in what.skipped.items():
         yield f"| {kind} | skipped: {why} " + "|" * len(measured)
 
 
-def cell(what: Experiment, kind: str, figure: str) -> str:
+def cell(what: Experiment, kind: str, figure: str, to: str) -> str:
     """A figure of a kind; "" where it has none."""
     spread = what.spread(kind, figure)
     if spread is None:
         return ""
     text = span(spread, FIGURES[figure][1])
-    ratio = what.ratio(kind, figure) if kind != BASELINE else None
+    ratio = what.ratio(kind, figure, to) if kind != to else None
     return text if ratio is None else f"{text} {ratio:.2f}x"
 
 
@@ -79,6 +84,24 @@ def logs(what: Experiment) -> Iterator[str]:
         cells = [span(each, 3) for each in spreads if each]
         ratio = what.ratio(f"{kind}+v4", "criu_s", to=kind)
         yield f"| {kind} | {' | '.join(cells)} | {ratio:.2f}x |"
+
+
+def bases(what: Experiment) -> Iterator[str]:
+    """A second dump onto a base, against the first."""
+    return table(what, BASE, "dump", to="first")
+
+
+def lazy(all_of: dict[str, Experiment]) -> Iterator[str]:
+    """Lazy restores and normal ones, by size and by how long a read takes."""
+    some = {name: each for name, each in all_of.items() if name.startswith("lazy ")}
+    if not some:
+        raise KeyError("lazy")
+    yield f"| MiB | a read takes | restore | {' | '.join(FIGURES[f][0] for f in LAZY)} |"
+    yield "|---" * (len(LAZY) + 3) + "|"
+    for name, each in some.items():
+        for kind in each.kinds:
+            cells = [cell(each, kind, figure, "normal") for figure in LAZY]
+            yield f"| {each.mib} | {name.split()[-1]} | {kind} | {' | '.join(cells)} |"
 
 
 def sizes(all_of: dict[str, Experiment]) -> Iterator[str]:
@@ -121,7 +144,9 @@ def conditions(all_of: dict[str, Experiment]) -> Iterator[str]:
 def disturbed(all_of: dict[str, Experiment]) -> str:
     """How far the machine was quiet."""
     counts = {name: each.disturbed() for name, each in all_of.items()}
-    listed = ", ".join(f"{name} {some} of {total}" for name, (some, total) in counts.items())
+    listed = ", ".join(
+        f"{name} {some} of {total}" for name, (some, total) in counts.items() if total
+    )
     return f"dumps and restores while something else used most of a CPU: {listed}"
 
 
@@ -140,6 +165,10 @@ def section(name: str, all_of: dict[str, Experiment]) -> str:
                 lines = logs(all_of["logs"])
             case ["sizes"]:
                 lines = sizes(all_of)
+            case ["lazy"]:
+                lines = lazy(all_of)
+            case ["base", _]:
+                lines = bases(all_of[name])
             case ["dump", what]:
                 lines = table(all_of[what], DUMP, "dump")
             case ["restore", what]:

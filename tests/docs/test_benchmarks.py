@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,6 +51,25 @@ def test_a_round_is_measured_written_and_told(tmp_path: Path) -> None:
     assert filled.startswith("before\n<!-- table: dump mix -->\n| dump |")
     assert filled.endswith(" |\n<!-- end -->\nafter\n")
     assert "old" not in filled
+
+
+@pytest.mark.full
+def test_bases_and_lazy_restores_are_measured_and_told(tmp_path: Path) -> None:
+    results, page = tmp_path / "results.json", tmp_path / "page.md"
+    into = ("--mib", 32, "--rounds", 1, "--dir", tmp_path, "--json", results)
+    for arguments in (("benchmarks.base", "--codec", "lz4", *into), ("benchmarks.lazy", *into)):
+        done = run(*arguments)
+        assert done.returncode == 0, done.stderr
+    dumps, restores = (each["rounds"][0] for each in json.loads(results.read_text())["runs"])
+    second, first = dumps["second, --base"], dumps["first"]
+    assert second["stored_mib"] < 0.3 * first["stored_mib"]
+    assert 0 < second["frozen_s"] < second["command_s"] < 60
+    assert 0 < restores["lazy"]["command_s"] <= restores["lazy"]["answer_s"] < 60
+    page.write_text("<!-- table: base lz4 -->\n<!-- end -->\n<!-- table: lazy -->\n<!-- end -->\n")
+    assert run("benchmarks.report", results, "--into", page).returncode == 0
+    filled = page.read_text()
+    assert re.search(r"^\| second, --base \| \d.*\d\.\d\dx \|", filled, re.MULTILINE), filled
+    assert re.search(r"^\| 32 \| local \| lazy \| \d.*\d\.\d\dx \|", filled, re.MULTILINE), filled
 
 
 def test_what_cannot_be_measured_is_refused_in_one_line(tmp_path: Path) -> None:
