@@ -137,11 +137,18 @@ class FileHandle:
 
     async def _joined(self, pieces: Sequence[Slice], length: int) -> bytes | memoryview:
         if len(pieces) == 1:
-            return await self._piece(pieces[0])
-        out = bytearray(length)
+            return await self._piece(pieces[0], await self._fetched(pieces[0]))
+        out = bytearray()
         at = 0
-        for piece in pieces:  # copied at once: a view of each would keep as many whole frames
-            out[at : at + piece.length] = await self._piece(piece)
+        # The next is asked for before one waits for this: of the kernel's read-ahead several
+        # requests come at once, and a frame that two of them share is decoded for both.
+        after = await self._fetched(pieces[0])
+        for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
+            loading, after = after, await self._fetched(following) if following else None
+            part = await self._piece(piece, loading)
+            if not out:  # not before: a hundred may wait
+                out = bytearray(length)
+            out[at : at + piece.length] = part  # a view of each would keep as many whole frames
             at += piece.length
         return memoryview(out)
 
@@ -158,18 +165,22 @@ class FileHandle:
             self._stream, self._other = self._other, self._stream
         return self._stream
 
-    async def _piece(self, piece: Slice) -> bytes | memoryview:
+    async def _fetched(self, piece: Slice) -> Future[bytes] | None:
+        """The records that *piece* lies in, on their way; None for a hole."""
         if piece.frame is None:
-            return bytes(piece.length)
+            return None
         checkpoint = await self._checkpoints.load(self.file.directory)
         assert checkpoint.codec is not None
         files, codec = piece.frame.home or (checkpoint.files, checkpoint.codec)
-        loading = self._reader.fetch(files, codec, piece.frame)
+        return self._reader.fetch(files, codec, piece.frame)
+
+    async def _piece(self, piece: Slice, loading: Future[bytes] | None) -> bytes | memoryview:
+        if loading is None:
+            return bytes(piece.length)
         if not loading.done():
             with self._checkpoints.patience.wait(None):
                 await result_of(loading)
-        records = loading.result()
-        return memoryview(records)[piece.at : piece.at + piece.length]
+        return memoryview(loading.result())[piece.at : piece.at + piece.length]
 
     async def _landed(self, frame: Frame) -> None:
         log = await self._checkpoints.writable(self.file.directory)
