@@ -113,7 +113,7 @@ class Checkpoints:
                     raise
                 if checkpoint.contents.images is not images:
                     for file in directory.files.values():
-                        file.image = None
+                        file.image, file.stale = None, True
         log.check()
         directory.last_change = trio.current_time()
         return log
@@ -258,7 +258,7 @@ class Checkpoints:
                 return
             directory.checkpoint = None
             for file in directory.files.values():
-                file.image = None
+                file.image, file.stale = None, True
             failed = checkpoint.failure is not None
             await self.patience.let_go(checkpoint.close, failed=failed)
 

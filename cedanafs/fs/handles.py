@@ -40,6 +40,9 @@ class FileHandle:
         self.image = image
         self.writes = writes
         self.appends = appends
+        # CRIU opens each pages image twice: what the kernel has read ahead is kept.
+        self.keeps_cache = not writes and not file.stale
+        file.stale = writes or file.writers + file.appenders > 0
         self._checkpoints = checkpoints
         self._reader = reader
         self._stream, self._other = Stream(0), Stream()
@@ -200,6 +203,8 @@ class FileHandle:
 
 class Snapshot:
     """An open `StatFile`: the figures as they were when it was opened."""
+
+    keeps_cache = False
 
     def __init__(self, file: StatFile, content: bytes) -> None:
         self.file = file

@@ -115,6 +115,7 @@ class File:
         self.handles = 0
         self.writers = 0  # handles of these that write, but for
         self.appenders = 0  # those that append, whose writes the kernel caches
+        self.stale = True  # the kernel's cache may have what this is no more
         self.unlinked = False
 
     def attributes(self, image: Image) -> Attributes:

@@ -284,7 +284,7 @@ class Operations(pyfuse3.Operations):
         # Written past the page cache: requests arrive as 1 MiB, and fail where they are made.
         # Logs go through it. Read through it: CRIU reads small images in 4 KiB.
         direct = isinstance(handle, Snapshot) or (handle.writes and not handle.appends)
-        return FileInfo(fh=number, direct_io=direct, keep_cache=False)
+        return FileInfo(fh=number, direct_io=direct, keep_cache=handle.keeps_cache)
 
     def _new_handle(self) -> FileHandleT:
         number = self._next_handle

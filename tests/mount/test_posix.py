@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import mmap
 import os
 import random
@@ -321,6 +322,32 @@ def test_attributes_last(host: Host, store: Path) -> None:
 def attributes(path: Path) -> tuple[int, ...]:
     seen = path.lstat()
     return seen.st_mode, seen.st_uid, seen.st_gid, seen.st_size, seen.st_mtime_ns
+
+
+def test_what_was_read_is_kept_until_somebody_writes(host: Host, store: Path) -> None:
+    def fetched() -> int:
+        read = json.loads((mnt / ".cedanafs-stat").read_text())["read"]
+        return int(read["hits"] + read["misses"])
+
+    with host.mounted(store) as mnt:
+        path = mnt / "a"
+        path.write_bytes(b"1" * MIB)
+        os.sync()
+        assert path.read_bytes() == b"1" * MIB
+        before = fetched()
+        assert before
+        assert path.read_bytes() == b"1" * MIB
+        assert fetched() == before
+        path.write_bytes(b"2" * MIB)
+        assert path.read_bytes() == b"2" * MIB
+        with path.open("r+b", buffering=0) as writer:
+            assert path.read_bytes() == b"2" * MIB
+            writer.write(b"3" * 9)
+            assert path.read_bytes() == b"3" * 9 + b"2" * (MIB - 9)
+            writer.write(b"4" * 9)
+        assert path.read_bytes() == b"3" * 9 + b"4" * 9 + b"2" * (MIB - 18)
+        os.truncate(path, 9)
+        assert path.read_bytes() == b"3" * 9
 
 
 def test_statfs_is_the_store_s(store: Path, mnt: Path) -> None:
