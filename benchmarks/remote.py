@@ -369,7 +369,7 @@ def measured(
                 took = f"{time.monotonic() - begun:.0f} s"
                 print(f"{name}: round {number + 1}, {took}", file=sys.stderr)
                 done = [{kind: taken[kind] for kind in words}]
-                what = f"remote {name}"
+                what = f"remote-{name}"
                 yield results.Run(what, workload.what, mib, skipped, conditions, done)
         finally:
             process.kill()
