@@ -294,7 +294,7 @@ def shell(line: str) -> None:
 def s3_server() -> Iterator[int]:
     """moto's, with an empty bucket; its port."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    command = [sys.executable, "-m", "benchmarks.s3_server", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def answers() -> bool:
