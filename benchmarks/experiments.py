@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 CODECS = ("none", "lz4", "zstd:1")
 OTHERS = ("tar-lz4", "tar-zstd", "streamer")
-FLOORS = ("discard", "bare-lz4", "memory", "memory-direct")
+FLOORS = ("discard", "bare-copy", "bare-lz4", "memory", "memory-direct")
 OURS = ("lz4x4", "zstd:1x4")
 
 

@@ -6,7 +6,8 @@ One directory, until it is unmounted. Written with direct_io, as cedanafs does i
 `discard`: memory pages are thrown away, small images are kept, so a dump succeeds; `memory`:
 everything is kept and served through the page cache; `memory-direct`: pages past it;
 `bare-lz4`: memory pages are compressed by four threads into four files in STORE, and are durable
-when an fsync of the directory returns: no index, no checksums, nothing to restore from.
+when an fsync of the directory returns: no index, no checksums, nothing to restore from;
+`bare-copy`: the same, not even compressed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import stat
 import sys
 import threading
 from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import lz4.frame
@@ -30,6 +33,10 @@ from cedanafs.fs.mount import tune_kernel
 FOREVER_S = 3600.0
 SHARDS = 4
 QUEUED_WRITES = 96  # of 1 MiB: as much as cedanafs lets wait by default
+PACKS: dict[str, Callable[[bytes], bytes]] = {
+    "bare-lz4": partial(lz4.frame.compress, store_size=False),
+    "bare-copy": bytes,
+}
 Buffer = bytes | memoryview
 
 
@@ -65,12 +72,13 @@ class File:
 
 
 class Shards:
-    """Threads that compress what comes, each into a file of its own."""
+    """Threads that pack what comes, each into a file of its own."""
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, pack: Callable[[bytes], bytes]) -> None:
+        self._pack = pack
         self._queue: queue.Queue[bytes] = queue.Queue(QUEUED_WRITES)
         self._fds = [
-            os.open(f"{store}/img-{k}.lz4", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            os.open(f"{store}/img-{k}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             for k in range(SHARDS)
         ]
         for fd in self._fds:
@@ -91,7 +99,7 @@ class Shards:
     def _serve(self, fd: int) -> None:
         while True:
             buffer = self._queue.get()
-            os.write(fd, lz4.frame.compress(buffer, store_size=False))
+            os.write(fd, self._pack(buffer))
             self._queue.task_done()
 
 
@@ -101,7 +109,8 @@ class Floor(pyfuse3.Operations):
     def __init__(self, mode: str, store: str) -> None:
         super().__init__()
         self._keeps = mode.startswith("memory")
-        self._shards = Shards(store) if mode == "bare-lz4" else None
+        pack = PACKS.get(mode)
+        self._shards = Shards(store, pack) if pack else None
         self._direct = mode == "memory-direct"
         self._names: dict[bytes, int] = {}
         self._files: dict[int, File] = {}

@@ -21,12 +21,12 @@ MALLOC = {
 
 
 class Floor:
-    """`discard` and `bare-lz4` are floors of a dump; `memory` and `memory-direct` of a restore.
+    """`memory` and `memory-direct` are floors of a restore, the others of a dump.
 
     Only what is a floor is told: keeping a dump in memory costs memory, which no store has to.
     """
 
-    MODES: Final = ("discard", "bare-lz4", "memory", "memory-direct")
+    MODES: Final = ("discard", "bare-copy", "bare-lz4", "memory", "memory-direct")
 
     def __init__(self, mode: str) -> None:
         self._mode = mode
@@ -42,7 +42,7 @@ class Floor:
         match self._mode:
             case "discard":
                 figures |= {"cpu_s": watch.cpu_s(), "machine_cpu_s": watch.machine_cpu_s()}
-            case "bare-lz4":
+            case "bare-copy" | "bare-lz4":
                 run("sync", self._mountpoint)
                 figures |= durable(watch) | {"stored_mib": stored_mib(*base.glob("img-*"))}
             case _:

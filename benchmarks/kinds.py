@@ -1,9 +1,9 @@
 """Who stores the images: plain files, an archive of them, cedanafs. Others: `streamer`, `floors`.
 
-A kind is named by a word: `plain`, `tar-lz4`, `tar-zstd`, `streamer`, `discard`, `bare-lz4`,
-`memory`, `memory-direct`, or CODECxN for cedanafs (`lz4x4`, `zstd:1x8`). What is done differently
-follows it: `lz4x4+durable`, `lz4x4+hook` (barriers while the process is frozen), `plain+v4` (a full
-log).
+A kind is named by a word: `plain`, `tar-lz4`, `tar-zstd`, `streamer`, `discard`, `bare-copy`,
+`bare-lz4`, `memory`, `memory-direct`, or CODECxN for cedanafs (`lz4x4`, `zstd:1x8`). What is done
+differently follows it: `lz4x4+durable`, `lz4x4+hook` (barriers while the process is frozen),
+`plain+v4` (a full log).
 """
 
 from __future__ import annotations
