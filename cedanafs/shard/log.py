@@ -1,4 +1,4 @@
-"""The log of a checkpoint that is being written: records → frames → shards, and commits.
+"""The log of a checkpoint that is being written: changes become records, records frames.
 
 The caller serialises all calls of one log. None of them waits, but for `complete_commit`,
 `seal` and `close`. What a record says is applied to the contents as soon as it is made; its
@@ -7,31 +7,27 @@ frame lands later. A failure found on a lane is kept, and raised by every later 
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 from cedanafs import __version__
-from cedanafs.errors import CedanaFsError, StoreError
+from cedanafs.errors import CedanaFsError
 from cedanafs.shard.appender import Appender, ShardFigures
 from cedanafs.shard.batch import Batch
 from cedanafs.shard.codec import Bytes, Codec
 from cedanafs.shard.commit import Base, Index, digest_of, units_of_commit
 from cedanafs.shard.contents import Contents, Image, Pending, hidden_name
+from cedanafs.shard.dealing import Dealer
 from cedanafs.shard.extents import Frame
 from cedanafs.shard.format import Carrier
 from cedanafs.shard.lanes import Lanes
 from cedanafs.shard.pages import Pages
 from cedanafs.shard.records import Marker
-from cedanafs.shard.spill import Spilled
 from cedanafs.shard.store import ShardFile
-
-logger = logging.getLogger(__name__)
 
 FRAME_BYTES: Final = 1 << 20
 """Payload at which a frame is full: what CRIU's splices arrive in.
@@ -63,16 +59,13 @@ class Log:
         pages: Pages | None = None,
     ) -> None:
         self.contents = contents
-        self.failure: CedanaFsError | None = None
-        self._appenders = appenders
+        self._dealer = Dealer(appenders, lanes)
         self._carrier = Carrier(codec)
-        self._lanes = lanes
         self._checkpoint = checkpoint
         self._created_ns = created_ns
         self._committed_ns = committed_ns  # None: now, whenever that is
         self._commit = commit
         self._seq = next_seq
-        self._turn = 0
         self._open: Batch | None = None  # small records, waiting to be a frame
         self._runs: dict[Image, None] = {}  # images with a pending run, oldest first
         self._run_bytes = 0
@@ -121,17 +114,16 @@ class Log:
 
     def fail(self, exc: BaseException) -> None:
         """Take and commit nothing more for this checkpoint: *exc*, if it is the first, sticks."""
-        if self.failure is None:
-            if not isinstance(exc, CedanaFsError):
-                logger.error("unexpected failure while writing a shard", exc_info=exc)
-                exc = StoreError(f"writing a shard failed: {exc!r}")
-            self.failure = exc
-            logger.error("%s: nothing more is taken for this checkpoint", exc)
+        self._dealer.fail(exc)
 
     def check(self) -> None:
         """Raise the failure that a lane has found, if any."""
-        if self.failure is not None:
-            raise self.failure
+        self._dealer.check()
+
+    @property
+    def failure(self) -> CedanaFsError | None:
+        """What `check` raises."""
+        return self._dealer.failure
 
     @property
     def dirty(self) -> bool:
@@ -208,7 +200,7 @@ class Log:
 
     def figures(self) -> tuple[ShardFigures, ...]:
         """Its shards as they are at the moment."""
-        return tuple(appender.figures() for appender in self._appenders)
+        return tuple(appender.figures() for appender in self._dealer.appenders)
 
     def flush(self) -> None:
         """Let go of all that waits in memory to be packed with more."""
@@ -222,7 +214,7 @@ class Log:
             return None
         if self._open is not None and self._open.frame is frame:
             self._deal_open()
-        return self._lanes.submit(frame.shard, lambda: None)
+        return self._dealer.landed(frame.shard)
 
     # Commit.
 
@@ -257,7 +249,7 @@ class Log:
 
     def identity(self) -> str:
         """What `digest_of` says of all that was committed."""
-        return digest_of((a.frames, bytes(a.markers)) for a in self._appenders)
+        return digest_of((a.frames, bytes(a.markers)) for a in self._dealer.appenders)
 
     def complete_commit(self) -> None:
         """Make all that was dealt durable, and its index, on every shard; then the footers.
@@ -267,9 +259,8 @@ class Log:
         """
         self.check()
         if self._uncommitted:
-            self._on_each(lambda _: None)  # landed: where they end is known
-            content_ends = [appender.end for appender in self._appenders]
-            self._append_commit(self._seq, content_ends, sealed=False)
+            self._dealer.settle()  # where they end is known only then
+            self._append_commit(self._seq, self._dealer.ends(), sealed=False)
             self._uncommitted = False
             self.removed.clear()
 
@@ -283,19 +274,18 @@ class Log:
         if not self.contents.images or self._sealed_from is not None:
             return
         content_seq = self._seq
-        content_ends = [appender.end for appender in self._appenders]
-        first = self._appenders[0]
-        batch = self._batch(first.k)
+        content_ends = self._dealer.ends()
+        batch = self._batch(0)
         for name in self.contents.images:
             if batch.frame.raw_len >= FRAME_BYTES:
-                self._land(first, batch, 0)
-                batch = self._batch(first.k)
+                self._dealer.land(batch, 0)
+                batch = self._batch(0)
             batch.add(Marker(seq=self._next_seq(), filename=name))
             batch.add(Marker(seq=self._next_seq(), file_eof=True))
         if self._carrier.codec.hides:
             batch.add(Marker(seq=self._next_seq(), image_eof=True))
-        self._land(first, batch, 0)
-        self._on_each(lambda _: None)
+        self._dealer.land(batch, 0)
+        self._dealer.settle()
         self._append_commit(content_seq, content_ends, sealed=True)
         self._sealed_from = content_seq, content_ends
 
@@ -304,12 +294,9 @@ class Log:
         for image in list(self._runs):
             self._drop_run(image)
         if self._open is not None:
-            self._lanes.release(self._open.payload_len)
+            self._dealer.give_back(self._open.payload_len)
             self._open = None
-        # All first: shard 0's lock keeps the next writer out until none is written any more.
-        self._on_each(lambda _: None, even_if_failed=True)
-        for appender in reversed(self._appenders):
-            appender.file.close()
+        self._dealer.close()
 
     # Records, batches, dealing.
 
@@ -332,7 +319,7 @@ class Log:
 
     def _record(self, name: str, **change: Any) -> None:
         """Make a record about *name*, in the batch of small records."""
-        batch = self._open = self._open or self._batch(self._next_shard())
+        batch = self._open = self._open or self._batch(self._dealer.next_shard())
         self._add(batch, Marker(seq=self._next_seq(), filename=name, **change))
         if batch.frame.raw_len >= FRAME_BYTES:
             self._deal_open()
@@ -344,9 +331,9 @@ class Log:
             return
         self._forget_run(image)
         if pending.length >= FRAME_BYTES:
-            batch = self._batch(self._next_shard())
+            batch = self._batch(self._dealer.next_shard())
         else:
-            batch = self._open = self._open or self._batch(self._next_shard())
+            batch = self._open = self._open or self._batch(self._dealer.next_shard())
         # Every frame names its file first; else only where the file is not the current one.
         if not batch.pieces or self.contents.current_name != image.name:
             self._add(batch, Marker(seq=self._next_seq(), filename=image.name))
@@ -354,7 +341,7 @@ class Log:
         marker = Marker(seq=self._next_seq(), file_data=pending.length, offset=offset)
         self._add(batch, marker, pending.pieces, pending.start)
         if batch is not self._open:
-            self._deal(batch)
+            self._dealer.deal(batch)
         elif batch.payload_len >= FRAME_BYTES:
             self._deal_open()
 
@@ -367,7 +354,7 @@ class Log:
     def _drop_run(self, image: Image) -> None:
         """Forget what no record will ever hold, and give its memory back."""
         if image.pending is not None:
-            self._lanes.release(image.pending.length)
+            self._dealer.give_back(image.pending.length)
             self._forget_run(image)
 
     def _add(
@@ -401,75 +388,22 @@ class Log:
             self._seq, ends = self._sealed_from
             self._sealed_from = None
             self._commit -= 1
-            gone = [
-                self._lanes.submit(a.k, partial(a.cut_footer, end))
-                for a, end in zip(self._appenders, ends, strict=True)
-            ]
-            for appender, end in zip(self._appenders, ends, strict=True):
-                self._lanes.submit(appender.k, partial(self._cut, appender, end, gone))
-
-    def _cut(self, appender: Appender, end: int, footers_gone: Sequence[Future[None]]) -> None:
-        """On the lane, which waits for others; what those wait for was queued before."""
-        try:
-            for footer_gone in footers_gone:
-                footer_gone.result()
-            appender.cut(end)
-        except BaseException as exc:
-            self.fail(exc)
-
-    def _next_shard(self) -> int:
-        """The next shard in turn whose queue has room; it is passed over while it is full."""
-        count = len(self._appenders)
-        for _ in range(count):
-            shard = self._turn
-            self._turn = (shard + 1) % count
-            if self._lanes.has_room(shard, count):
-                break
-        return shard
+            self._dealer.cut(ends)
 
     def _deal_open(self) -> None:
         if (batch := self._open) is not None:
             self._open = None
-            self._deal(batch)
-
-    def _deal(self, batch: Batch) -> None:
-        appender = self._appenders[batch.shard]
-        appender.frames.append(batch.frame)
-        appender.markers += batch.markers
-        self._land(appender, batch, batch.payload_len)
-
-    def _land(self, appender: Appender, batch: Batch, reserved: int) -> None:
-        pack = partial(self._pack, appender, batch)
-        self._lanes.land(appender.k, reserved, pack, partial(self._append, appender, batch.frame))
-
-    # On the lane. What fails here has been acknowledged to the caller: it is kept.
-
-    def _pack(self, appender: Appender, batch: Batch) -> Sequence[Bytes] | None:
-        if self.failure is None:
-            try:
-                return appender.pack(batch.frame, batch.pieces, batch.header_seq)
-            except BaseException as exc:
-                self.fail(exc)
-        return None
-
-    def _append(self, appender: Appender, frame: Frame, packed: Sequence[Bytes] | Spilled) -> None:
-        if self.failure is None:
-            try:
-                appender.append(frame, [packed.read()] if isinstance(packed, Spilled) else packed)
-            except BaseException as exc:
-                self.fail(exc)
-
-    # Commits, on the lanes.
+            self._dealer.deal(batch)
 
     def _append_commit(
         self, content_seq: int, content_ends: Sequence[int], *, sealed: bool
     ) -> None:
         committed_ns = self._committed_ns or time.time_ns()
-        first_last = self._appenders[0].file.whole
+        appenders = self._dealer.appenders
         indexes = [
             Index(
                 checkpoint=self._checkpoint,
-                shards=len(self._appenders),
+                shards=len(appenders),
                 shard=appender.k,
                 codec=str(self._carrier.codec),
                 commit=self._commit + 1,
@@ -481,47 +415,19 @@ class Log:
                 frames=appender.rows(),
                 markers=bytes(appender.markers),
                 unfinished=tuple(self._unfinished),
-                first_last=first_last,
+                first_last=self._dealer.first_last,
                 base=self._base,
             )
-            for appender, content_end in zip(self._appenders, content_ends, strict=True)
+            for appender, content_end in zip(appenders, content_ends, strict=True)
         ]
         units, next_seq = units_of_commit(
             self._carrier,
             indexes,
-            [appender.end for appender in self._appenders],
-            [appender.committed_end for appender in self._appenders],
+            self._dealer.ends(),
+            [appender.committed_end for appender in appenders],
             self._seq,
             sealed=sealed,
         )
-        # A footer vouches for all that precedes it, and a disk need not write in order.
-        self._on_each(lambda appender: appender.append_index(units[appender.k][:-1]))
-        last = 1 if first_last else 0  # of the first it says that all have it
-        for appenders in filter(None, (self._appenders[last:], self._appenders[:last])):
-            self._on_each(lambda a: a.append_footer(units[a.k][-1]), appenders)
+        self._dealer.commit(units)
         self._seq = next_seq
         self._commit += 1
-
-    def _on_each(
-        self,
-        job: Callable[[Appender], None],
-        appenders: Sequence[Appender] | None = None,
-        *,
-        even_if_failed: bool = False,
-    ) -> None:
-        """Run *job* for every shard on its lane, all at once, and wait for the last."""
-
-        def run(appender: Appender) -> None:
-            if self.failure is None or even_if_failed:
-                job(appender)
-
-        chosen = self._appenders if appenders is None else appenders
-        # The last first: s3fs with a cache, where locks are taken by path, sends all at once then.
-        futures = [self._lanes.submit(a.k, partial(run, a)) for a in reversed(chosen)]
-        for future in futures:
-            try:
-                future.result()
-            except BaseException as exc:
-                self.fail(exc)
-        if not even_if_failed:
-            self.check()
