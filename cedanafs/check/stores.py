@@ -22,7 +22,7 @@ from cedanafs.shard.filesystems import (
     room_in,
     scratch_of,
 )
-from cedanafs.shard.segments import is_shard_name
+from cedanafs.shard.segments import is_shard_name, segment_of
 
 LITTLE_SPACE: Final = 1 << 30
 MAX_LOOKED_AT: Final = 20_000
@@ -149,7 +149,7 @@ def _privacy(path: Path, at_most: int | None) -> Iterator[Finding]:
         looked_at += 1 + len(entries)
         shards = [
             entry for entry in entries
-            if is_shard_name(entry.name) and not entry.is_dir(follow_symlinks=False)
+            if is_shard_name(segment_of(entry.name)[0]) and not entry.is_dir(follow_symlinks=False)
         ]  # fmt: skip
         checkpoints += bool(shards)
         for place in [directory, *map(Path, shards)] if shards or directory == path else []:

@@ -157,7 +157,7 @@ class Checkpoint:
                     raise StoreBusy(
                         f"{self.directory}: changed by another server since it was read"
                     )
-            if files[0].atomic:  # the first of them says what all others have
+            if files[0].whole:  # the first of them says what all others have
                 cut(files[0], opened.ends[0])
                 on_each(lambda each: cut(*each), list(zip(files, opened.ends, strict=True))[1:])
             else:

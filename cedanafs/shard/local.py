@@ -1,4 +1,4 @@
-"""Shards on a POSIX directory: the only file that opens an img-k there. Blocking; knows no frames.
+"""A file of a shard on a POSIX store: nothing else opens one there. Blocking; knows no frames.
 
 Needed of a store: append, read at an offset, fsync, listing; truncate only to cut off a torn
 tail. No rename, lock or mmap. Any thread may read; one thread at a time appends to a shard.
@@ -21,12 +21,10 @@ from uuid import UUID
 
 from cedanafs.errors import CorruptShard, StoreBusy, StoreError
 from cedanafs.shard.asking import asking
-from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import Bytes
 from cedanafs.shard.filesystems import (
     SCRATCH_MARGIN,
     filesystem_of,
-    require_sound,
     room_in,
     scratch_of,
 )
@@ -50,19 +48,12 @@ if _sync_file_range is not None:
     _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _SYNC_FILE_RANGE_WRITE: Final = 2
 
-_renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)  # nor is this
-if _renameat2 is not None:
-    _renameat2.argtypes = (
-        ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
-    )  # fmt: skip
-_AT_FDCWD: Final = -100
-_RENAME_EXCHANGE: Final = 2
-
 
 class LocalShard:
     """One img-k. Every failure comes as StoreError that names the file and keeps the errno."""
 
     atomic: Final = False
+    whole: Final = False
 
     def __init__(self, path: Path, fd: int, *, writable: bool = False) -> None:
         self.path = path
@@ -74,7 +65,7 @@ class LocalShard:
     @classmethod
     def create(cls, path: Path) -> LocalShard:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        with _store_errors("create", path):
+        with store_errors("create", path):
             try:
                 return cls(path, os.open(path, flags, 0o600), writable=True)
             except FileExistsError:
@@ -88,7 +79,7 @@ class LocalShard:
     def open(cls, path: Path, *, writable: bool = False) -> LocalShard:
         # Without O_NONBLOCK a FIFO of that name would be waited for.
         flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        with _store_errors("open", path):
+        with store_errors("open", path):
             fd = os.open(path, flags | (os.O_RDWR if writable else os.O_RDONLY))
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
@@ -99,18 +90,14 @@ class LocalShard:
     def name(self) -> str:
         return self.path.name
 
-    @property
-    def whole(self) -> bool:
-        return self._scratch is not None
-
     def length(self) -> int:
-        with _store_errors("stat", self.path):
+        with store_errors("stat", self.path):
             return os.fstat(self._fd).st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Exactly *length* bytes. Raises: CorruptShard when the file ends before."""
         data = b""
-        with _store_errors("read", self.path):
+        with store_errors("read", self.path):
             while len(data) < length and offset + len(data) < MAX_OFFSET:
                 more = os.pread(self._fd, length - len(data), offset + len(data))
                 if not more:
@@ -128,7 +115,7 @@ class LocalShard:
 
         The file's length, where nothing was.
         """
-        with _store_errors("read", self.path):
+        with store_errors("read", self.path):
             try:
                 return os.lseek(self._fd, offset, os.SEEK_DATA)
             except OSError as exc:
@@ -140,7 +127,7 @@ class LocalShard:
 
     def write_at(self, offset: int, buffers: Sequence[Bytes]) -> None:
         """All of *buffers* one after the other from *offset*, short writes continued."""
-        with _store_errors("write", self.path):
+        with store_errors("write", self.path):
             self._require_room(sum(map(len, buffers)))
             left = [memoryview(b) for b in buffers]
             while left:
@@ -171,188 +158,56 @@ class LocalShard:
             self._begun = end
 
     def sync(self) -> None:
-        with _store_errors("fsync", self.path):
+        with store_errors("fsync", self.path):
             os.fdatasync(self._fd)
 
     def truncate(self, length: int) -> None:
-        with _store_errors("truncate", self.path):
+        with store_errors("truncate", self.path):
             os.ftruncate(self._fd, length)
         self._begun = min(self._begun, length)
 
     def lock_shared(self) -> None:
         """Keep whoever writes or removes it out, until it is closed. Raises: StoreBusy."""
-        _flock(self._fd, self.path, "is being written just now: no base yet", fcntl.LOCK_SH)
+        flock(self._fd, self.path, "is being written just now: no base yet", fcntl.LOCK_SH)
         self._require_there()
 
     def lock(self) -> None:
         """Keep other writers on this machine out, until it is closed. Raises: StoreBusy."""
-        _flock(self._fd, self.path, "another server is writing to this checkpoint")
+        flock(self._fd, self.path, "another server is writing to this checkpoint")
         self._require_there()
 
     def _require_there(self) -> None:
         """Who had the lock before may have put another file in its place."""
-        with _store_errors("stat", self.path):
+        with store_errors("stat", self.path):
             if os.fstat(self._fd).st_nlink == 0:
                 raise StoreBusy(f"{self.path}: was removed or replaced just now: try again")
 
     def close(self) -> None:
-        with _store_errors("close", self.path):
+        with store_errors("close", self.path):
             fd, self._fd = self._fd, -1
             if fd >= 0:
                 os.close(fd)
 
+    def __del__(self) -> None:
+        with contextlib.suppress(StoreError):
+            self.close()
 
-class LocalDirectory:
-    """A directory of a store."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def check(self, *, writable: bool) -> None:
-        """Raises: StoreError when it is no store that can be read, or written if *writable*."""
-        with asking(f"look at {self.path}"):
-            require_sound(self.path, writable=writable)
-        if not self.path.is_dir():
-            raise StoreError(f"store {self.path} is not a directory: mkdir -m 700 makes one")
-        wanted = os.R_OK | os.X_OK | (os.W_OK if writable else 0)
-        read_only = os.statvfs(self.path).f_flag & os.ST_RDONLY
-        if not os.access(self.path, wanted) or (read_only and writable):
-            what = "write" if writable else "read"
-            raise StoreError(
-                f"store {self.path}: no permission to {what}; --read-only mounts it to read"
-            )
-
-    def space(self) -> os.statvfs_result:
-        return os.statvfs(self.path)
-
-    def exists(self) -> bool:
-        with asking(f"look at {self.path}"):
-            return self.path.is_dir()
-
-    def entries(self) -> tuple[list[str], list[str]]:
-        """The names of the directories in it, and of all else, each sorted."""
-        directories: list[str] = []
-        others: list[str] = []
-        with _store_errors("list", self.path), os.scandir(self.path) as entries:
-            for entry in entries:
-                inner = entry.is_dir(follow_symlinks=False)
-                (directories if inner else others).append(entry.name)
-        return sorted(directories), sorted(others)
-
-    def walk(self) -> Iterator[tuple[Path, list[str]]]:
-        """Itself and each directory below, by path, with the names of what else is in it."""
-        left = [self.path]
-        while left:  # os.walk calls itself for each level, which may be thousands
-            directory = left.pop()
-            directories, others = LocalDirectory(directory).entries()
-            yield directory, others
-            left += [directory / name for name in reversed(directories)]
-
-    def make(self) -> None:
-        """Make it. Raises: OSError, FileExistsError among them."""
-        with asking(f"make {self.path}"):
-            self.path.mkdir(mode=0o700)
-
-    def remove(self) -> None:
-        """Remove it, which is empty. Raises: OSError."""
-        self.path.rmdir()
-
-    def rename(self, new: Path) -> None:
-        """Give it the path *new*, durably. Raises: OSError."""
-        os.rename(self.path, new)
-        LocalDirectory(new.parent).sync()
-
-    def exchange(self, other: Path) -> None:
-        """Give it the path *other*, and what is there its own, at once and durably.
-
-        Raises: OSError; EINVAL or ENOSYS where the filesystem cannot.
-        """
-        if _renameat2 is None:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(self.path))
-        if _renameat2(
-            _AT_FDCWD, os.fsencode(self.path), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
-        ):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(self.path))
-        LocalDirectory(self.path.parent).sync()
-
-    def create_shards(self, names: Sequence[str], buffer_bytes: int) -> list[LocalShard]:
-        """New, empty shards, and their names durable. All of them or none."""
-        made: list[LocalShard] = []
-
-        def create(name: str) -> LocalShard:
-            shard = LocalShard.create(self.path / name)
-            made.append(shard)
-            return shard
-
+def sync_directory(path: Path) -> None:
+    """Make the names in *path* durable; a store that cannot (EINVAL) has nothing to sync."""
+    with store_errors("fsync", path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            created = on_each(create, names)
-            self.sync()
-        except BaseException:
-            for shard in made:
-                with contextlib.suppress(StoreError):
-                    shard.close()
-                with contextlib.suppress(OSError):
-                    shard.path.unlink()
-            raise
-        return created
-
-    def open_shards(
-        self, names: Sequence[str], *, writable: bool = False, buffer_bytes: int = 0
-    ) -> list[LocalShard]:
-        """The shards. Raises: CorruptShard when one is no regular file."""
-        made: list[LocalShard] = []
-
-        def open_one(name: str) -> LocalShard:
-            shard = LocalShard.open(self.path / name, writable=writable)
-            made.append(shard)
-            return shard
-
-        try:
-            return on_each(open_one, names)
-        except BaseException:
-            for shard in made:
-                shard.close()
-            raise
-
-    def remove_files(self, names: Sequence[str]) -> None:
-        """Remove the files *names*; those that are not there are no error."""
-        with _store_errors("remove the shards of", self.path):
-            for name in names:
-                (self.path / name).unlink(missing_ok=True)
-
-    def sync(self) -> None:
-        """Make the names in it durable; a store that cannot (EINVAL) has nothing to sync."""
-        with _store_errors("fsync", self.path):
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            except OSError as exc:
-                if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
-                    raise
-            finally:
-                os.close(fd)
-
-    @contextlib.contextmanager
-    def locked(self, why: str) -> Iterator[None]:
-        """Hold it for writing against other servers on this machine.
-
-        Raises: StoreBusy with *why* when another holds it.
-        """
-        with _store_errors("open", self.path):
-            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _flock(fd, self.path, why)
-            yield
+            os.fsync(fd)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
         finally:
             os.close(fd)
 
-    def lock_path(self) -> Path:
-        """What is locked for that."""
-        return self.path
 
-
-def _flock(fd: int, path: Path, why: str, kind: int = fcntl.LOCK_EX) -> None:
+def flock(fd: int, path: Path, why: str, kind: int = fcntl.LOCK_EX) -> None:
+    """Lock what is open as *fd*. Raises: StoreBusy with *why* when another holds it, StoreError."""
     try:
         fcntl.flock(fd, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -364,7 +219,8 @@ def _flock(fd: int, path: Path, why: str, kind: int = fcntl.LOCK_EX) -> None:
 
 
 @contextlib.contextmanager
-def _store_errors(what: str, path: Path) -> Iterator[None]:
+def store_errors(what: str, path: Path) -> Iterator[None]:
+    """Around what asks the store to *what* (a verb) *path*. Raises: StoreError for OSError."""
     try:
         with asking(f"{what} {path}"):
             yield

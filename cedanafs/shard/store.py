@@ -23,10 +23,10 @@ from cedanafs.errors import (
 )
 from cedanafs.shard.at_once import on_each
 from cedanafs.shard.codec import Bytes, Codec
+from cedanafs.shard.directory import LocalDirectory
 from cedanafs.shard.format import MAX_SHARDS
-from cedanafs.shard.local import LocalDirectory
 from cedanafs.shard.place import Place
-from cedanafs.shard.segments import SHARD_NAME, is_shard_name, segment_of
+from cedanafs.shard.segments import SHARD_NAME, is_shard_name
 
 PAGES_NAME: Final = ".cedanafs-pages"
 """What may lie beside the shards and can be made again, see `pages`."""
@@ -185,12 +185,6 @@ def shard_paths(directory: Place) -> list[Place]:
     """
     found: dict[int, list[Place]] = {}
     _, names = directory_at(directory).entries()
-    if segments := [name for name in names if segment_of(name)[1]]:
-        shard = segment_of(segments[0])[0]
-        raise MixedShards(
-            f"{directory}: {segments[0]} is a segment of an object store's: append it, and those "
-            f"behind it, to {shard}, the others' to theirs, and remove them"
-        )
     for name in filter(is_shard_name, names):
         k = int(SHARD_NAME.fullmatch(name)[1])  # type: ignore[index]
         found.setdefault(k, []).append(directory / name)

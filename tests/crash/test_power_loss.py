@@ -17,7 +17,8 @@ from writing import Writer, read_checkpoint, read_contents, writing
 
 from cedanafs.errors import CheckpointIncomplete
 from cedanafs.shard.audit import audit
-from cedanafs.shard.local import LocalDirectory, LocalShard
+from cedanafs.shard.directory import LocalDirectory
+from cedanafs.shard.local import LocalShard
 from cedanafs.shard.opening import open_checkpoint
 
 CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from azure import Azurite, azurite
 from botocore.exceptions import ClientError
-from s3 import Bucket, Server
+from s3 import Bucket, Server, s3fs_mount
 
 from cedanafs.shard.place import ObjectPath, Place
 
@@ -25,12 +25,28 @@ def azure() -> Iterator[Azurite]:
         yield server
 
 
-@pytest.fixture(params=["local", "moto", "rclone", pytest.param("azurite", marks=pytest.mark.full)])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+PLACES = ["local", "s3fs", "moto", "rclone", pytest.param("azurite", marks=pytest.mark.full)]
+
+
+@pytest.fixture(params=PLACES)
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Place]:
     """An empty directory of a store, in each kind of store that can be written."""
     if request.param == "local":
         (tmp_path / "job").mkdir()
-        return tmp_path / "job"
+        yield tmp_path / "job"
+    elif request.param == "s3fs":
+        with s3fs_mount(
+            request.getfixturevalue("host"), request.getfixturevalue("moto_bucket")
+        ) as store:
+            (store / "job").mkdir()
+            yield store / "job"
+    else:
+        yield _object_place(request, monkeypatch)
+
+
+def _object_place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ObjectPath:
     if request.param == "azurite":
         server: Azurite = request.getfixturevalue("azure")
         for name, value in server.environment.items():

@@ -109,7 +109,26 @@ def test_shards_are_synced_side_by_side(host: Host, s3_servers: dict[str, Server
                 assert commit.wait(30) == 0
             sent = [where for how, where, _ in proxy.seen().targets if how == "PUT"]
             assert ["/x/img-0" in where for where in sent[:4]] == [False, False, False, True]
-    assert len(bucket.through(server.endpoint).sizes()) == 1 + 4
+    # The directory; of each shard what was committed, and the end of the image.
+    assert len(bucket.through(server.endpoint).sizes()) == 1 + 4 * 2
+
+
+def test_s3fs_sends_each_byte_once(host: Host, s3_servers: dict[str, Server]) -> None:
+    """What was sent once is never written to again, which would send all of it again."""
+    server = s3_servers["moto"]
+    content = {f"pages-{n}.img": os.urandom(MIB) for n in range(8)}
+    with fault_proxy(server.port) as proxy:
+        bucket = server.make_bucket().through(proxy.endpoint)
+        with s3fs_mount(host, bucket) as store:
+            (store / "x").mkdir()
+            proxy.forget()
+            with writing(store / "x", shards=2) as writer:
+                for name, data in content.items():
+                    writer.create(name, data)
+                writer.commit()
+                writer.create("stats-dump", b"s")
+                writer.commit(seal=True)
+            assert proxy.seen().sent_bytes < 8 * MIB * 1.1
 
 
 def test_a_store_that_can_only_be_read(host: Host, store: Path, start: StartWorkload) -> None:

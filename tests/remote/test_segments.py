@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 from fault_proxy import HttpFault, Proxy, fault_proxy
-from s3 import Bucket, Server
+from host import Host
+from s3 import Bucket, Server, s3fs_mount
 from stream_parser import files_of
 from writing import STOCK_TOOLS, make_checkpoint, read_checkpoint, writing
 
@@ -19,7 +21,6 @@ from cedanafs.errors import (
     CheckpointIncomplete,
     CheckpointMissing,
     CorruptShard,
-    MixedShards,
     StoreBusy,
     StoreError,
 )
@@ -31,6 +32,7 @@ from cedanafs.shard.chain import chain
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.opening import open_checkpoint
 from cedanafs.shard.place import ObjectPath, place_of
+from cedanafs.shard.segments import segment_of
 from cedanafs.shard.store import shard_paths
 
 FIRST = {"inventory.img": b"first", "pages-1.img": os.urandom(20 << 20)}
@@ -347,19 +349,57 @@ def test_rm_removes_the_first_shard_first(
     assert moto_bucket.sizes() == {}
 
 
-def test_segments_in_a_directory_are_not_taken_for_an_older_checkpoint(
+def test_segments_in_a_directory_are_read_there(
+    objects: ObjectPath, moto_bucket: Bucket, tmp_path: Path
+) -> None:
+    content = three_commits(objects)
+    for key in moto_bucket.sizes():
+        (tmp_path / key.rpartition("/")[2]).write_bytes(body(moto_bucket, key))
+    assert read_checkpoint(tmp_path) == content
+    with writing(tmp_path, shards=2) as writer:
+        writer.create("here", b"too")
+        writer.commit(seal=True)
+    content["here"] = b"too"
+    assert read_checkpoint(tmp_path) == content
+    assert verify(tmp_path).damages == ()
+    last = sorted(tmp_path.glob("img-1.zst.*"))
+    gap = last[1].read_bytes()
+    last[1].unlink()
+    with pytest.raises(CheckpointIncomplete, match=rf"{re.escape(last[1].name)} is missing"):
+        open_checkpoint(tmp_path)
+    last[1].write_bytes(gap)
+    last[-1].unlink()
+    with pytest.raises(CorruptShard, match=r"img-1.zst at offset .* other shards hold commit"):
+        open_checkpoint(tmp_path)
+
+
+def test_segments_in_a_directory_may_be_joined(
     objects: ObjectPath, moto_bucket: Bucket, tmp_path: Path
 ) -> None:
     content = three_commits(objects)
     for key in sorted(moto_bucket.sizes()):
-        (tmp_path / key.rpartition("/")[2]).write_bytes(body(moto_bucket, key))
-    with pytest.raises(MixedShards, match=r"img-0\.zst\.00001 is a segment"):
-        open_checkpoint(tmp_path)
-    for path in sorted(tmp_path.glob("img-?.zst.*")):
-        with (tmp_path / path.stem).open("ab") as shard:
-            shard.write(path.read_bytes())
-        path.unlink()
+        name, _ = segment_of(key.rpartition("/")[2])
+        with (tmp_path / name).open("ab") as shard:
+            shard.write(body(moto_bucket, key))
     assert read_checkpoint(tmp_path) == content
+
+
+def test_what_s3fs_has_written_the_bucket_holds(
+    host: Host, objects: ObjectPath, moto_bucket: Bucket
+) -> None:
+    with s3fs_mount(host, moto_bucket) as mounted:
+        (mounted / objects.parent.key).mkdir()
+        content = three_commits(mounted / objects.key)
+        assert read_checkpoint(mounted / objects.key) == content
+    assert read_checkpoint(objects) == content
+    with writing(objects, shards=2) as writer:
+        writer.create("by s3", b"too")
+        writer.commit(seal=True)
+    with s3fs_mount(host, moto_bucket) as mounted:
+        assert read_checkpoint(mounted / objects.key) == content | {"by s3": b"too"}
+        assert verify(mounted / objects.key).damages == ()
+        remove(mounted / objects.key, even_if_used=False)
+    assert [key for key in moto_bucket.sizes() if "img-" in key] == []
 
 
 def test_one_object_per_shard_put_there_by_others_is_read(

@@ -19,7 +19,8 @@ from cedanafs.shard import compacting
 from cedanafs.shard.audit import verify
 from cedanafs.shard.bases import users_of
 from cedanafs.shard.compacting import Room, compact, survey
-from cedanafs.shard.local import LocalDirectory, LocalShard
+from cedanafs.shard.directory import LocalDirectory
+from cedanafs.shard.local import LocalShard
 from cedanafs.shard.place import ObjectPath
 from cedanafs.shard.store import PAGES_NAME
 

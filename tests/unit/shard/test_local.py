@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cedanafs.errors import StoreError
-from cedanafs.shard.local import LocalDirectory, LocalShard
+from cedanafs.shard.directory import LocalDirectory
+from cedanafs.shard.local import LocalShard
 
 MIB = 1 << 20
 CACHESTAT = 451  # Linux 6.5

@@ -1,7 +1,8 @@
-"""A store where each fsync sends the shard as a whole, as s3fs does, and what a crash leaves."""
+"""A store where each fsync sends a file as a whole, as s3fs does, and what a crash leaves."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from collections.abc import Sequence
@@ -12,37 +13,47 @@ import pytest
 from writing import read_checkpoint, writing
 
 from cedanafs.errors import CheckpointError
+from cedanafs.shard import directory
 from cedanafs.shard.codec import Bytes
 from cedanafs.shard.local import LocalShard
 from cedanafs.shard.opening import open_checkpoint
+from cedanafs.shard.row import Row
 
-write_at = LocalShard.write_at
 NAMES = [f"img-{k}.zst" for k in range(3)]
 
 
 class Sent:
-    """What the store has after each fsync: of the shard all that it had then."""
+    """What the store has after each request: of a file all that it had at its last fsync."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, store: Path) -> None:
         self.states = [dict.fromkeys(NAMES, b"")]  # s3fs makes an empty object first
         self.images: list[dict[str, bytes]] = [{}]
         self.committed_at = [0]
         self.written: list[tuple[int, dict[str, bytes]]] = []  # after how many commits, and what
-        self._directory = directory
+        self._store = store
         self._lock = threading.Lock()
 
-    def sync(self, file: LocalShard) -> None:
-        with self._lock:
-            if file.path.parent == self._directory:
-                self.states.append({**self.states[-1], file.name: file.path.read_bytes()})
+    def ours(self, file: LocalShard) -> bool:
+        return file.path.parent == self._store
 
-    def write_at(self, file: LocalShard, offset: int, buffers: Sequence[Bytes]) -> None:
-        write_at(file, offset, buffers)
+    def created(self, file: LocalShard) -> None:
         with self._lock:
-            if file.path.parent == self._directory:
-                there = {name: self._directory / name for name in NAMES}
-                now = {name: path.read_bytes() for name, path in there.items() if path.exists()}
-                self.written.append((len(self.images) - 1, now))
+            if file.name not in NAMES:
+                self.states.append({**self.states[-1], file.name: b""})
+
+    def synced(self, file: LocalShard) -> None:
+        with self._lock:
+            self.states.append({**self.states[-1], file.name: file.path.read_bytes()})
+
+    def removed(self) -> None:
+        with self._lock:
+            there = os.listdir(self._store)
+            self.states.append({n: c for n, c in self.states[-1].items() if n in there})
+
+    def appended(self) -> None:
+        with self._lock:
+            now = {path.name: path.read_bytes() for path in self._store.iterdir()}
+            self.written.append((len(self.images) - 1, now))
 
     def committed(self, **more: bytes) -> None:
         self.images.append(self.images[-1] | more)
@@ -53,9 +64,33 @@ class Sent:
 def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sent:
     """A dump's commits, and those of who goes on twice."""
     record = Sent(tmp_path / "c")
-    monkeypatch.setattr(LocalShard, "whole", property(lambda _: True))
-    monkeypatch.setattr(LocalShard, "sync", lambda file: record.sync(file))
-    monkeypatch.setattr(LocalShard, "write_at", lambda *args: record.write_at(*args))
+    create, write_at, truncate = LocalShard.create, LocalShard.write_at, Row.truncate
+
+    def created(path: Path) -> LocalShard:
+        file = create(path)
+        if record.ours(file):
+            record.created(file)
+        return file
+
+    def synced(file: LocalShard) -> None:
+        if record.ours(file):
+            record.synced(file)
+
+    def appended(file: LocalShard, offset: int, buffers: Sequence[Bytes]) -> None:
+        write_at(file, offset, buffers)
+        if record.ours(file):
+            record.appended()
+
+    def truncated(row: Row, length: int) -> None:
+        truncate(row, length)
+        if row.path.parent == tmp_path / "c":
+            record.removed()
+
+    monkeypatch.setattr(directory, "_sends_whole_files", lambda _: True)
+    monkeypatch.setattr(LocalShard, "create", created)
+    monkeypatch.setattr(LocalShard, "sync", synced)
+    monkeypatch.setattr(LocalShard, "write_at", appended)
+    monkeypatch.setattr(Row, "truncate", truncated)
     with writing(tmp_path / "c", shards=len(NAMES)) as writer:
         writer.create("a", b"a" * 5000)
         writer.commit()
@@ -73,24 +108,26 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sent:
     return record
 
 
-def written(directory: Path, shards: dict[str, bytes]) -> Path:
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
+def written(place: Path, shards: dict[str, bytes]) -> Path:
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
     for name, content in shards.items():
-        (directory / name).write_bytes(content)
-    return directory
+        (place / name).write_bytes(content)
+    return place
 
 
-def test_a_commit_sends_each_shard_once(sent: Sent) -> None:
-    first, second = sent.committed_at[:2]
+def test_a_commit_sends_what_is_new_and_the_first_shard_last(sent: Sent) -> None:
+    first, second = sent.committed_at[1:3]
     changed = [
         name
         for before, after in pairwise(sent.states[first : second + 1])
-        for name in NAMES
-        if after[name] != before[name]
+        for name in after
+        if after[name] and after[name] != before.get(name)
     ]
-    assert sorted(changed) == NAMES
-    assert changed[-1] == NAMES[0]
+    content, seal = changed[: len(NAMES)], changed[len(NAMES) :]
+    for names, number in ((content, 1), (seal, 2)):
+        assert sorted(names) == [f"{name}.{number:05}" for name in NAMES]
+        assert names[-1].startswith(NAMES[0])
 
 
 def test_a_crash_between_any_two_leaves_a_commit(sent: Sent, tmp_path: Path) -> None:
