@@ -13,6 +13,7 @@ import trio
 from cedanafs.errors import CorruptShard, StoreError
 from cedanafs.fs.checkpoints import Checkpoints
 from cedanafs.fs.namespace import File, StatFile
+from cedanafs.shard.codec import Bytes
 from cedanafs.shard.contents import MAX_FILE_LEN, Image, Pending
 from cedanafs.shard.extents import Frame, Slice
 from cedanafs.shard.reader import Reader, Stream
@@ -69,7 +70,7 @@ class FileHandle:
         if self.writes and log is not None:
             log.check()
 
-    async def write(self, offset: int, data: bytes) -> int:
+    async def write(self, offset: int, data: Bytes) -> int:
         """Take all of *data*; waits only for memory. Raises: a failure found since."""
         directory = self.file.directory
         if offset + len(data) > MAX_FILE_LEN:
@@ -213,7 +214,7 @@ class Snapshot:
     def check(self) -> None:
         pass
 
-    async def write(self, offset: int, data: bytes) -> int:
+    async def write(self, offset: int, data: Bytes) -> int:
         raise OSError(errno.EBADF, "not open for writing", self.file.name)
 
     async def read(self, offset: int, length: int) -> bytes:

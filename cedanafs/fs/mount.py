@@ -8,8 +8,9 @@ import logging
 import os
 import signal
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -17,6 +18,8 @@ import trio
 
 from cedanafs.config import MountSettings
 from cedanafs.errors import MachineError, UsageError
+from cedanafs.fs.buffers import BUFFER_BYTES, Buffers
+from cedanafs.fs.device import Device
 from cedanafs.fs.filesystem import Filesystem, open_filesystem
 from cedanafs.fs.operations import Operations
 from cedanafs.shard.store import directory_at
@@ -44,19 +47,23 @@ async def mounted(settings: MountSettings, mountpoint: Path) -> AsyncIterator[Fi
         if not settings.read_only:
             stack.enter_context(directory_at(settings.store).locked(_IN_USE))
         async with open_filesystem(settings) as filesystem:
+            device = Device(Buffers(1 + settings.write_budget // BUFFER_BYTES))
+            operations = Operations(filesystem, device.invalidate)
             try:
-                pyfuse3.init(Operations(filesystem), os.fspath(mountpoint), _options(settings))
+                pyfuse3.init(operations, os.fspath(mountpoint), _options(settings))
             except RuntimeError as exc:
                 raise MachineError(f"cannot mount at {mountpoint}: {exc}") from exc
             try:
-                async with trio.open_nursery() as nursery:
-                    serving = trio.CancelScope(shield=True)
-                    nursery.start_soon(_serve, serving, nursery.cancel_scope)
-                    try:
-                        await trio.to_thread.run_sync(tune_kernel, mountpoint)
-                        yield filesystem
-                    finally:
-                        serving.cancel()
+                with device.taken():
+                    async with trio.open_nursery() as nursery:
+                        serving = trio.CancelScope(shield=True)
+                        serve = partial(device.serve, operations)
+                        nursery.start_soon(_serve, serve, serving, nursery.cancel_scope)
+                        try:
+                            await trio.to_thread.run_sync(tune_kernel, mountpoint)
+                            yield filesystem
+                        finally:
+                            serving.cancel()
             finally:
                 # Also after a failure: what is left would be a mount that answers nobody.
                 pyfuse3.close(unmount=True)
@@ -65,9 +72,11 @@ async def mounted(settings: MountSettings, mountpoint: Path) -> AsyncIterator[Fi
 _IN_USE = "another cedanafs has this store mounted for writing: use that mount, or --read-only"
 
 
-async def _serve(serving: trio.CancelScope, block: trio.CancelScope) -> None:
+async def _serve(
+    serve: Callable[[], Awaitable[None]], serving: trio.CancelScope, block: trio.CancelScope
+) -> None:
     with serving:
-        await pyfuse3.main()
+        await serve()
         logger.info("unmounted from outside")
         block.cancel()
 

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyfuse3
 import trio
@@ -31,6 +31,7 @@ from cedanafs.fs.filesystem import Caller, Filesystem
 from cedanafs.fs.handles import FileHandle, Snapshot
 from cedanafs.fs.mounts import BASE_XATTR, CALL_OFF_XATTR, DISCARD_XATTR, SEAL_XATTR
 from cedanafs.fs.namespace import Attributes, Changes, Node
+from cedanafs.shard.codec import Bytes
 
 FOREVER_S = 3600.0
 """The mount is its store's only writer, so the kernel may remember names and attributes."""
@@ -45,9 +46,10 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = True
     enable_acl = False
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Filesystem, invalidate: Callable[[int], None]) -> None:
         super().__init__()
         self._fs = filesystem
+        self._invalidate = invalidate
         self._remember_s = 1.0 if filesystem.settings.read_only else FOREVER_S
         self.requests = filesystem.requests
         self._handles: dict[int, FileHandle | Snapshot] = {}
@@ -193,13 +195,13 @@ class Operations(pyfuse3.Operations):
         return self._file_info(await self._fs.open(inode, flags))
 
     @answers_errno
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+    async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]
         data = await self._handles[fh].read(off, size)
         self._fs.given_bytes += len(data)
-        return data  # type: ignore[return-value]
+        return data
 
     @answers_errno
-    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+    async def write(self, fh: FileHandleT, off: int, buf: Bytes) -> int:
         return await self._handles[fh].write(off, buf)
 
     @answers_errno
@@ -254,7 +256,7 @@ class Operations(pyfuse3.Operations):
         for appended in self._fs.appended_files(inode):
             # On a thread, as it waits for the write requests that this loop answers.
             with contextlib.suppress(FileNotFoundError):
-                await trio.to_thread.run_sync(pyfuse3.invalidate_inode, appended)
+                await trio.to_thread.run_sync(self._invalidate, appended)
 
     # Conversions.
 

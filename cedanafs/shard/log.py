@@ -142,7 +142,7 @@ class Log:
         self._record(name, mode=0o777, uid=uid, gid=gid, mtime_ns=now, symlink_to=target)
         return self.contents.images[name]
 
-    def write(self, image: Image, offset: int, data: bytes) -> None:
+    def write(self, image: Image, offset: int, data: Bytes) -> None:
         """Take *data* for *image* at *offset*; its length was reserved at the lanes before.
 
         *data* is kept, not copied, and reads see it from now on.
