@@ -19,7 +19,7 @@ from benchmarks.workloads import WORKLOADS, Process
 
 EPILOG = """\
 kinds: plain, tar-lz4, tar-zstd, streamer (criu-image-streamer), discard, bare-copy,
-bare-lz4, memory and memory-direct (bare pyfuse3 mounts: the floors), and cedanafs as
+bare-lz4, memory and memory-direct (bare mounts: the floors), and cedanafs as
 CODEC[:LEVEL]xN, such as lz4x4 or zstd:1x8; +durable, +hook and +v4 change how it dumps.
 
 A round takes each kind once; which comes first rotates. The first round warms up and does not

@@ -1,8 +1,9 @@
-"""A filesystem with as little in it as pyfuse3 allows: what no mount of ours can be faster than.
+"""A filesystem with as little in it as can be: what no mount of ours can be faster than.
 
     python -m benchmarks.floor_server MODE MOUNTPOINT STORE
 
-One directory, until it is unmounted. Written with direct_io, as cedanafs does it. MODE is
+One directory, until it is unmounted. Written with direct_io, and received and answered by the same
+`fs.device`, as cedanafs does it. MODE is
 `discard`: memory pages are thrown away, small images are kept, so a dump succeeds; `memory`:
 everything is kept and served through the page cache; `memory-direct`: pages past it;
 `bare-lz4`: memory pages are compressed by four threads into four files in STORE, and are durable
@@ -28,16 +29,18 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
+from cedanafs.fs.buffers import Buffers
+from cedanafs.fs.device import Device
 from cedanafs.fs.mount import tune_kernel
 
+Buffer = bytes | memoryview
 FOREVER_S = 3600.0
 SHARDS = 4
 QUEUED_WRITES = 96  # of 1 MiB: as much as cedanafs lets wait by default
-PACKS: dict[str, Callable[[bytes], bytes]] = {
+PACKS: dict[str, Callable[[Buffer], Buffer]] = {
     "bare-lz4": partial(lz4.frame.compress, store_size=False),
-    "bare-copy": bytes,
+    "bare-copy": lambda buffer: buffer,
 }
-Buffer = bytes | memoryview
 
 
 class File:
@@ -74,9 +77,9 @@ class File:
 class Shards:
     """Threads that pack what comes, each into a file of its own."""
 
-    def __init__(self, store: str, pack: Callable[[bytes], bytes]) -> None:
+    def __init__(self, store: str, pack: Callable[[Buffer], Buffer]) -> None:
         self._pack = pack
-        self._queue: queue.Queue[bytes] = queue.Queue(QUEUED_WRITES)
+        self._queue: queue.Queue[Buffer] = queue.Queue(QUEUED_WRITES)
         self._fds = [
             os.open(f"{store}/img-{k}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             for k in range(SHARDS)
@@ -84,7 +87,7 @@ class Shards:
         for fd in self._fds:
             threading.Thread(target=self._serve, args=(fd,), daemon=True).start()
 
-    async def append(self, buffer: bytes) -> None:
+    async def append(self, buffer: Buffer) -> None:
         try:
             self._queue.put_nowait(buffer)
         except queue.Full:
@@ -98,8 +101,7 @@ class Shards:
 
     def _serve(self, fd: int) -> None:
         while True:
-            buffer = self._queue.get()
-            os.write(fd, self._pack(buffer))
+            os.write(fd, self._pack(self._queue.get()))
             self._queue.task_done()
 
 
@@ -154,15 +156,15 @@ class Floor(pyfuse3.Operations):
         # Small images are read in 4 KiB: they are better off cached in any case.
         return FileInfo(fh=inode, direct_io=writes or (self._direct and inode in self._pages))
 
-    async def write(self, fh: int, offset: int, buffer: bytes) -> int:
+    async def write(self, fh: int, offset: int, buffer: Buffer) -> int:
         if self._keeps or fh not in self._pages:
-            self._files[fh].append(buffer)
+            self._files[fh].append(bytes(buffer))
         elif self._shards:
             await self._shards.append(buffer)
         return len(buffer)
 
-    async def read(self, fh: int, offset: int, size: int) -> bytes:
-        return self._files[fh].read(offset, size)  # type: ignore[return-value]
+    async def read(self, fh: int, offset: int, size: int) -> Buffer:  # type: ignore[override]
+        return self._files[fh].read(offset, size)
 
     async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
         if name not in self._names:
@@ -199,17 +201,20 @@ class Floor(pyfuse3.Operations):
 def main() -> None:
     mode, mountpoint, store = sys.argv[1:]
     options = {*pyfuse3.default_options, "fsname=floor", "subtype=floor"}
-    pyfuse3.init(Floor(mode, store), mountpoint, options)
+    floor = Floor(mode, store)
+    device = Device(Buffers(1 + QUEUED_WRITES))
+    pyfuse3.init(floor, mountpoint, options)
     try:
-        trio.run(serve, mountpoint)
+        with device.taken():
+            trio.run(serve, device, floor, mountpoint)
     finally:
         pyfuse3.close(unmount=True)
 
 
-async def serve(mountpoint: str) -> None:
+async def serve(device: Device, floor: Floor, mountpoint: str) -> None:
     """Says `ready` on stdout when the mount answers, tuned as a real one is."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pyfuse3.main)
+        nursery.start_soon(device.serve, floor)
         await trio.to_thread.run_sync(tune_kernel, Path(mountpoint))
         print("ready", flush=True)
 

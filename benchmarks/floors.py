@@ -1,4 +1,4 @@
-"""The floors: bare pyfuse3 mounts in a process of their own (`floor_server`)."""
+"""The floors: bare mounts in a process of their own (`floor_server`)."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def to_plain(name: str, figure: str) -> Callable[[All, str], float | None]:
 
 
 def floor(name: str, figure: str, *kinds: str) -> Callable[[All], float | None]:
-    """The ratio to plain of the better of the bare pyfuse3 mounts *kinds*."""
+    """The ratio to plain of the better of the bare mounts *kinds*."""
 
     def value(all_of: All) -> float | None:
         ratios = [all_of[name].ratio(kind, figure) for kind in kinds]
