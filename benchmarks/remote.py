@@ -3,7 +3,8 @@
     python -m benchmarks.remote [--link loopback] [--link slow] [--mib 1000] [--rounds 3]
         [--json FILE [--done-before 2]]
 
-The S3 server is moto's, new for each turn; the slow link carries 100 MB/s each way, 10 ms each way.
+The S3 server is our own (`s3_server`), new for each turn; the slow link carries 100 MB/s each way,
+10 ms each way.
 The process runs on after each dump, and is then killed and restored from what is in the bucket,
 by programs and mounts that have seen nothing of it yet.
 """
@@ -292,7 +293,7 @@ def shell(line: str) -> None:
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """moto's, with an empty bucket; its port."""
+    """A server with an empty bucket; its port."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.s3_server", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -306,7 +307,7 @@ def s3_server() -> Iterator[int]:
             return False
 
     try:
-        wait_for(answers, "moto", 0.05)
+        wait_for(answers, "the S3 server", 0.05)
         yield port
     finally:
         server.kill()
