@@ -30,6 +30,10 @@ from cedanafs.shard.segments import MAX_SEGMENTS, is_shard_name, segment_name, s
 from cedanafs.shard.upload import Upload
 
 _TAIL_BYTES: Final = 64 << 10
+_PLAIN_BYTES: Final = 1 << 20
+"""What is no longer is made by one request. To begin an upload takes a round trip or two, which are
+over when its first part is full."""
+
 _AT_ONCE: Final = 3
 """Parts of one upload that are on their way; another is being filled."""
 
@@ -58,7 +62,7 @@ class ObjectShard:
         self._torn = list(torn)
         self._part_bytes = max(buffer_bytes // (_AT_ONCE + 1), MIN_PART_BYTES)
         self._at_once = max(min(buffer_bytes // self._part_bytes - 1, _AT_ONCE), 1)
-        self._begun: list[bytes] = []  # as long as it may be no more than one part
+        self._begun: list[bytes] = []  # as long as it may be made by one request
         self._begun_bytes = 0
         self._tail = b""
         self._upload: Upload | None = None
@@ -128,7 +132,7 @@ class ObjectShard:
             )
         if self._upload is None:
             self._begun.append(piece)
-            if self._begun_bytes <= self._part_bytes:
+            if self._begun_bytes <= _PLAIN_BYTES:
                 return
             self._upload = Upload(
                 partial(
