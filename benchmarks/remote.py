@@ -3,7 +3,8 @@
     python -m benchmarks.remote [--link loopback] [--link slow] [--mib 1000] [--rounds 3]
         [--json FILE [--done-before 2]]
 
-The S3 server is moto's, new for each turn; the slow link carries 100 MB/s each way, 10 ms each way.
+The S3 server is our own (`s3_server`), new for each turn; the slow link carries 100 MB/s each way,
+10 ms each way.
 The process runs on after each dump, and is then killed and restored from what is in the bucket,
 by programs and mounts that have seen nothing of it yet.
 """
@@ -41,6 +42,9 @@ KINDS: Final = (
 STREAM: Final = ("--stream=4", "--compression=zstd:1")
 BUCKET: Final = "bucket"
 KEY, SECRET = "bench-key", "bench-secret"
+S3FS: Final = "notsup_compat_dir,enable_noobj_cache"
+"""Else it looks for each new file by eight requests, one after the other."""
+
 RCLONE: Final = str(Path(sys.executable).with_name("rclone"))
 REMOTE: Final = f":s3:{BUCKET}/archive"
 
@@ -83,7 +87,7 @@ class Place:
         scratch.mkdir()
         secret.write_text(f"{KEY}:{SECRET}\n")
         secret.chmod(0o600)
-        options = f"passwd_file={secret},use_path_request_style,url={self.endpoint}"
+        options = f"passwd_file={secret},use_path_request_style,url={self.endpoint},{S3FS}"
         command = ["s3fs", BUCKET, str(mountpoint), "-f", "-o", f"{options},tmpdir={scratch}"]
         with self.serving(command, mountpoint):
             yield mountpoint
@@ -292,7 +296,7 @@ def shell(line: str) -> None:
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """moto's, with an empty bucket; its port."""
+    """A server with an empty bucket; its port."""
     port = free_port()
     command = [sys.executable, "-m", "benchmarks.s3_server", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -306,7 +310,7 @@ def s3_server() -> Iterator[int]:
             return False
 
     try:
-        wait_for(answers, "moto", 0.05)
+        wait_for(answers, "the S3 server", 0.05)
         yield port
     finally:
         server.kill()

@@ -23,15 +23,15 @@ FAR_S: Final = 0.002
 """What takes longer is worth a thread: handing it over takes a tenth of a millisecond."""
 
 
-def on_each(job: Callable[[S], T], items: Sequence[S]) -> list[T]:
+def on_each(job: Callable[[S], T], items: Sequence[S], *, far: bool = False) -> list[T]:
     """What *job* returns for each of *items*. Blocks.
 
-    One after the other, as long as that is quick, as on a local store; as soon as it is not, all
-    others at the same time. Raises: the first failure, in the order of *items*, when all that were
-    begun have ended.
+    One after the other, as long as that is quick, as on a local store; as soon as it is not, or if
+    they are known to be *far*, all others at the same time. Raises: the first failure, in the order
+    of *items*, when all that were begun have ended.
     """
     results: list[T] = []
-    for item in items:
+    for item in () if far else items:
         begun_s = time.monotonic()
         results.append(job(item))
         if time.monotonic() - begun_s > FAR_S:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -31,6 +32,7 @@ MIN_PART_BYTES: Final = 5 << 20
 MAX_PARTS: Final = 10_000
 _FOR_EVER_S: Final = 3600.0
 _CONNECT_S: Final = 5.0
+_LISTED_S: Final = 0.5
 _OUR_OWN_CREDENTIALS: Final = (
     "AWS_ACCESS_KEY_ID",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -75,6 +77,8 @@ class Bucket:
             },
         }
         self._store = _opened(scheme, name, client, retry)
+        self._changes = 0  # that we have made
+        self._listed: dict[str, tuple[float, int, list[str], list[Object]]] = {}
 
     def objects(self, prefix: str) -> list[Object]:
         """Every object below *prefix*, a directory, in the order of keys."""
@@ -89,13 +93,26 @@ class Bucket:
         return sorted(map(_object, found), key=lambda each: each.key)
 
     def listing(self, prefix: str) -> tuple[list[str], list[Object]]:
-        """The names of the directories in *prefix*, and the objects in it."""
+        """The names of the directories in *prefix*, and the objects in it.
+
+        As they were a moment ago: an answer counts, unless we change something, for as long as it
+        was under way, by which it is late in any case. To open a checkpoint asks several times.
+        """
+        begun_s, changes = time.monotonic(), self._changes
+        listed = self._listed.get(prefix)
+        if listed is not None and begun_s < listed[0] and changes == listed[1]:
+            return list(listed[2]), list(listed[3])
+        self._listed.clear()
         try:
             found = obstore.list_with_delimiter(self._store, prefix=prefix or None)
         except Exception as exc:
             self._fail("list", prefix, exc)
         names = sorted(each.rstrip("/").rpartition("/")[2] for each in found["common_prefixes"])
-        return names, sorted(map(_object, found["objects"]), key=lambda each: each.key)
+        objects = sorted(map(_object, found["objects"]), key=lambda each: each.key)
+        now_s = time.monotonic()
+        until_s = now_s + min(now_s - begun_s, _LISTED_S)
+        self._listed[prefix] = until_s, changes, names, objects
+        return list(names), list(objects)
 
     def head(self, key: str) -> Object | None:
         """The object *key*, None where there is none."""
@@ -149,6 +166,8 @@ class Bucket:
             self._replace(key, data)
         except Exception as exc:
             self._fail("write", key, exc)
+        finally:
+            self._changes += 1
 
     def _replace(self, key: str, data: bytes) -> None:
         try:
@@ -163,14 +182,17 @@ class Bucket:
 
         It is there when this returns, as a whole; when *pieces* raises, nothing is left of it.
         """
-        obstore.put(
-            self._store,
-            key,
-            pieces,
-            use_multipart=True,
-            chunk_size=part_bytes,
-            max_concurrency=at_once,
-        )
+        try:
+            obstore.put(
+                self._store,
+                key,
+                pieces,
+                use_multipart=True,
+                chunk_size=part_bytes,
+                max_concurrency=at_once,
+            )
+        finally:
+            self._changes += 1
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove the objects *keys*; those that are not there are no error."""
@@ -183,6 +205,8 @@ class Bucket:
                     self.delete([key])
         except Exception as exc:
             self._fail("remove", keys[0], exc)
+        finally:
+            self._changes += 1
 
     def refuse(self, key: str) -> NoReturn:
         raise StoreBusy(f"{self.url}/{key}: another server is writing to this checkpoint")

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from typing import Final
 from uuid import UUID
 
 from cedanafs.errors import CheckpointIncomplete, CorruptShard, StoreBusy, StoreError
+from cedanafs.shard.at_once import on_each
 from cedanafs.shard.bucket import MAX_PARTS, MIN_PART_BYTES, Object, bucket_at
 from cedanafs.shard.codec import Bytes
 from cedanafs.shard.place import ObjectPath
@@ -29,8 +30,15 @@ from cedanafs.shard.segments import MAX_SEGMENTS, is_shard_name, segment_name, s
 from cedanafs.shard.upload import Upload
 
 _TAIL_BYTES: Final = 64 << 10
+_PLAIN_BYTES: Final = 1 << 20
+"""What is no longer is made by one request. To begin an upload takes a round trip or two, which are
+over when its first part is full."""
+
 _AT_ONCE: Final = 3
 """Parts of one upload that are on their way; another is being filled."""
+
+_READ_AT_ONCE: Final = 8
+"""Segments; a shard's end is in several, as each commit is one."""
 
 
 class ObjectShard:
@@ -54,7 +62,7 @@ class ObjectShard:
         self._torn = list(torn)
         self._part_bytes = max(buffer_bytes // (_AT_ONCE + 1), MIN_PART_BYTES)
         self._at_once = max(min(buffer_bytes // self._part_bytes - 1, _AT_ONCE), 1)
-        self._begun: list[bytes] = []  # as long as it may be no more than one part
+        self._begun: list[bytes] = []  # as long as it may be made by one request
         self._begun_bytes = 0
         self._tail = b""
         self._upload: Upload | None = None
@@ -83,17 +91,26 @@ class ObjectShard:
                 f"{self.name} at offset {offset}: {length} bytes wanted, the shard ends "
                 f"after {ends[-1] if ends else 0}: it was cut short, or not committed"
             )
+        if length == 0:
+            return b""
+        parts: list[tuple[int, int, int]] = []
+        for at in range(bisect_right(ends, offset), bisect_left(ends, offset + length) + 1):
+            begin = ends[at] - self._segments[at].size
+            parts.append((at, max(offset - begin, 0), min(offset + length, ends[at]) - begin))
+        if len(parts) == 1:
+            return self._read_in(*parts[0])
         data = b""
-        at = bisect_right(ends, offset)
-        while len(data) < length:
-            segment = self._segments[at]
-            start = offset + len(data) - (ends[at] - segment.size)
-            end = min(segment.size, start + length - len(data))
-            piece, e_tag = self._bucket.read(segment, start, end)
-            if segment.e_tag is None:  # our own: from now on it is this object and no other
-                self._segments[at] = replace(segment, e_tag=e_tag)
-            data = data + piece if data else piece
-            at += 1
+        for first in range(0, len(parts), _READ_AT_ONCE):
+            some = parts[first : first + _READ_AT_ONCE]
+            data += b"".join(on_each(lambda part: self._read_in(*part), some, far=True))
+        return data
+
+    def _read_in(self, at: int, start: int, end: int) -> bytes:
+        """Bytes *start* to *end* of a segment."""
+        segment = self._segments[at]
+        data, e_tag = self._bucket.read(segment, start, end)
+        if segment.e_tag is None:  # our own: from now on it is this object and no other
+            self._segments[at] = replace(segment, e_tag=e_tag)
         return data
 
     def next_data(self, offset: int) -> int:
@@ -115,7 +132,7 @@ class ObjectShard:
             )
         if self._upload is None:
             self._begun.append(piece)
-            if self._begun_bytes <= self._part_bytes:
+            if self._begun_bytes <= _PLAIN_BYTES:
                 return
             self._upload = Upload(
                 partial(

@@ -141,7 +141,8 @@ def _opened(
     shards = list(zip(files, lengths, strict=True))
     for first in range(0, len(shards), _SCANNED_AT_ONCE):
         some = shards[first : first + _SCANNED_AT_ONCE]
-        scans += on_each(lambda each: scan(each[0], carrier, each[1]), some)
+        far = files[0].atomic
+        scans += on_each(lambda each: scan(each[0], carrier, each[1]), some, far=far)
         if sum(each.commit_len for each in scans) > MAX_COMMIT_LEN:
             raise CorruptShard(
                 f"{directory}: the shards' indexes are longer than {MAX_INDEX_LEN} bytes"

@@ -132,6 +132,7 @@ class Reader:
             self.misses += 1
             future = self._begin(frame)
             self._loading += 1
+            self._expect(files)
         workers = self._workers
         if self._window.slow:  # somebody waits for it, and is not to wait for all read-ahead
             workers = self._awaited
@@ -143,6 +144,7 @@ class Reader:
         self, files: Sequence[ShardFile], codec: Codec, extents: ExtentMap, stream: Stream
     ) -> None:
         """Start loading what *stream* wants next."""
+        self._expect(files)
         # The cache holds what all readers are at and ahead by: if fifty of them were ahead by as
         # much as one may be, each would throw out what the others are about to ask for.
         most = self.cache_bytes // (max(self.readers, 1) << 20) - 2
@@ -167,6 +169,11 @@ class Reader:
             if frame is not None and frame.landed:
                 ahead[frame] = stream.ahead_to
         self._load_ahead(files, codec, wanted)
+
+    def _expect(self, files: Sequence[ShardFile]) -> None:
+        """What is in a bucket is far away: sixteen reads at once fill a link sooner than four."""
+        if files[0].atomic:
+            self._window.begin_far()
 
     def done_with(self, frame: Frame) -> None:
         """Somebody has had *frame* to its end: what comes next takes its memory over."""
@@ -195,6 +202,7 @@ class Reader:
                 newest[file] = [load]
                 begun.append((file, by, newest[file]))
             self._loading += sum(len(loads) for _, _, loads in begun)
+        self._workers.grow(self._window.reads)
         for each in begun:
             self._workers.put(partial(self._load, *each))
 

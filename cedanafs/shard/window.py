@@ -13,6 +13,9 @@ CONVINCED: Final = 8
 QUEUED: Final = 3
 """A read that took so many times what such a read can take has waited for others."""
 
+FAR_READS: Final = 16
+"""Where a bucket is read, to begin with; if it answers at once, a few reads show it."""
+
 MAX_READS: Final = 64
 
 
@@ -27,8 +30,15 @@ class Window:
     def __init__(self, least: int) -> None:
         self.least = least
         self.reads = least
+        self._begun = False
         self._long_in_a_row = 0
         self._quickest: dict[int, float] = {}
+
+    def begin_far(self) -> None:
+        """Expect a store that takes its time, if nothing was read yet."""
+        if not self._begun:
+            self._begun = True
+            self.reads = max(self.reads, FAR_READS)
 
     @property
     def slow(self) -> bool:
@@ -37,6 +47,7 @@ class Window:
 
     def note(self, length: int, took_s: float, *, full: bool) -> None:
         """A read of *length* bytes *took_s*; *full*: as many as may be were under way."""
+        self._begun = True
         if took_s <= SLOW_S:
             self._long_in_a_row = 0
             self.reads = max(self.reads // 2, self.least)

@@ -28,6 +28,7 @@ from cedanafs.look import list_store
 from cedanafs.shard import leftovers
 from cedanafs.shard.audit import verify
 from cedanafs.shard.bases import remove
+from cedanafs.shard.bucket import bucket_at
 from cedanafs.shard.chain import chain
 from cedanafs.shard.checkpoint import Checkpoint
 from cedanafs.shard.opening import open_checkpoint
@@ -266,6 +267,23 @@ def test_failures_that_pass_are_survived(
     assert proxy.seen().hits == 3
     proxy.fail(HttpFault(kind, status=500, method="GET", times=3))
     assert read_checkpoint(patient) == content
+
+
+def test_a_listing_counts_while_it_is_no_older_than_its_answer(
+    objects: ObjectPath, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    bucket = bucket_at(objects.patient(24))
+    bucket.head("store/x")  # connected
+    proxy.fail(HttpFault("delay", method="GET", delay_s=0.3))
+    proxy.forget()
+    assert bucket.listing("store") == bucket.listing("store") == ([], [])
+    assert len(proxy.seen().targets) == 1
+    bucket.create("store/x", b"what we change is seen at once")
+    assert [found.key for found in bucket.listing("store")[1]] == ["store/x"]
+    time.sleep(0.5)
+    bucket.listing("store")
+    assert len([method for method, _, _ in proxy.seen().targets if method == "GET"]) == 3
 
 
 @pytest.mark.parametrize("kind", ["status", "refuse", "stall"])

@@ -30,6 +30,12 @@ def test_all_behind_one_that_took_long_are_done_at_the_same_time(
         assert on_each(job, range(5)) == [0, 1, 4, 9, 16]
 
 
+def test_what_is_known_to_be_far_is_done_at_the_same_time() -> None:
+    together = threading.Barrier(3, timeout=10)
+    together_at = on_each(lambda _: together.wait(), range(3), far=True)
+    assert sorted(together_at) == [0, 1, 2]
+
+
 def test_the_first_failure_is_raised_when_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(at_once, "FAR_S", -1.0)
     ended: list[int] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cedanafs.shard.window import MAX_READS, SLOW_S, Window
+from cedanafs.shard.window import FAR_READS, MAX_READS, SLOW_S, Window
 
 MIB = 1 << 20
 
@@ -56,4 +56,15 @@ def test_it_narrows_when_the_store_is_near_again() -> None:
     settled(window, rtt_s=0.05, bytes_per_s=1e9)
     assert window.slow
     settled(window, rtt_s=SLOW_S / 10, bytes_per_s=1e11)
+    assert not window.slow
+
+
+def test_a_bucket_is_taken_for_far_until_it_was_read() -> None:
+    window = Window(4)
+    window.begin_far()
+    assert window.slow
+    assert window.reads == FAR_READS
+    for _ in range(3):  # it is near
+        window.note(MIB, SLOW_S / 10, full=True)
+        window.begin_far()
     assert not window.slow
