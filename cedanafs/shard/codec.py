@@ -7,6 +7,7 @@ bookkeeping in a place that the tool skips. Source: docs/format.md#codecs.
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -82,8 +83,24 @@ def _stored_decompress(stored: bytes, raw_len: int) -> bytes:
     return stored
 
 
+class _Zstd(threading.local):
+    """Contexts, whose tables are dear to make; a thread has its own of each."""
+
+    def __init__(self) -> None:
+        self.decompressor = zstandard.ZstdDecompressor()
+        self._compressors: dict[int, zstandard.ZstdCompressor] = {}
+
+    def compressor(self, level: int) -> zstandard.ZstdCompressor:
+        if level not in self._compressors:
+            self._compressors[level] = zstandard.ZstdCompressor(level=level)
+        return self._compressors[level]
+
+
+_zstd: Final = _Zstd()
+
+
 def _zstd_compress(pieces: Sequence[Bytes], level: int) -> Sequence[Bytes]:
-    compressor = zstandard.ZstdCompressor(level=level).compressobj(size=sum(map(len, pieces)))
+    compressor = _zstd.compressor(level).compressobj(size=sum(map(len, pieces)))
     return [*map(compressor.compress, pieces), compressor.flush()]
 
 
@@ -92,16 +109,14 @@ def _zstd_decompress(stored: bytes, raw_len: int) -> bytes:
     size = zstandard.frame_content_size(stored)
     if size != raw_len:
         raise ValueError(f"content size {size}, not {raw_len}")
-    return zstandard.ZstdDecompressor().decompress(
-        stored, max_output_size=raw_len, allow_extra_data=False
-    )
+    return _zstd.decompressor.decompress(stored, max_output_size=raw_len, allow_extra_data=False)
 
 
 def _lz4_compress(pieces: Sequence[Bytes], level: int) -> Sequence[Bytes]:
     # Each piece is flushed, as a block of its own, so that LZ4 need not gather them first.
     compressor = lz4.frame.LZ4FrameCompressor(
         compression_level=level,
-        block_size=lz4.frame.BLOCKSIZE_MAX4MB,
+        block_size=lz4.frame.BLOCKSIZE_MAX1MB,  # larger, it is decoded elsewhere and copied
         block_linked=False,
         auto_flush=True,
     )
