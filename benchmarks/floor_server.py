@@ -93,6 +93,9 @@ class Shards:
         except queue.Full:
             await trio.to_thread.run_sync(self._queue.put, buffer)
 
+    def full(self) -> bool:
+        return self._queue.full()
+
     def commit(self) -> None:
         """Return when everything is durable."""
         self._queue.join()
@@ -156,12 +159,18 @@ class Floor(pyfuse3.Operations):
         # Small images are read in 4 KiB: they are better off cached in any case.
         return FileInfo(fh=inode, direct_io=writes or (self._direct and inode in self._pages))
 
+    def write_waits(self, fh: int, size: int) -> bool:
+        return self._shards is not None and self._shards.full()
+
     async def write(self, fh: int, offset: int, buffer: Buffer) -> int:
         if self._keeps or fh not in self._pages:
             self._files[fh].append(bytes(buffer))
         elif self._shards:
             await self._shards.append(buffer)
         return len(buffer)
+
+    def read_waits(self, fh: int, offset: int, size: int) -> bool:
+        return False
 
     async def read(self, fh: int, offset: int, size: int) -> Buffer:  # type: ignore[override]
         return self._files[fh].read(offset, size)

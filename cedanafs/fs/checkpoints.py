@@ -158,6 +158,17 @@ class Checkpoints:
             raise OSError(errno.ESTALE, "gone", file.name)
         return log, file.image
 
+    def write_waits(self, file: File, length: int) -> bool:
+        """Whether who writes *length* bytes into *file* may have to wait for something."""
+        directory = file.directory
+        ends = directory.dump_ends or file.name == INVENTORY
+        return (
+            directory.log is None
+            or directory.busy.locked()
+            or not self._lanes.has_budget(length)
+            or (self._settings.durable and ends)
+        )
+
     async def reserve(self, directory: Directory, log: Log, length: int) -> None:
         """Wait until *length* bytes may be taken: the back-pressure that a writer feels."""
         if self._lanes.try_reserve(length):

@@ -70,6 +70,10 @@ class FileHandle:
         if self.writes and log is not None:
             log.check()
 
+    def write_waits(self, length: int) -> bool:
+        """Whether `write` may have to wait for something."""
+        return self._checkpoints.write_waits(self.file, length)
+
     async def write(self, offset: int, data: Bytes) -> int:
         """Take all of *data*; waits only for memory. Raises: a failure found since."""
         directory = self.file.directory
@@ -90,6 +94,18 @@ class FileHandle:
         if not self.appends:
             await self._checkpoints.make_durable_if_asked(self.file)
         return len(data)
+
+    def read_waits(self, offset: int, length: int) -> bool:
+        """Whether some of it is not here yet."""
+        length = min(length, self.image.length - offset)
+        return length > 0 and (
+            self.file.directory.checkpoint is None
+            or self.file.directory.busy.locked()
+            or not all(
+                piece.frame is None or self._reader.has(piece.frame)
+                for piece in self.image.extents.slices(offset, length)
+            )
+        )
 
     async def read(self, offset: int, length: int) -> bytes | memoryview:
         """Up to *length* bytes; fewer at the end of the file.
@@ -214,8 +230,14 @@ class Snapshot:
     def check(self) -> None:
         pass
 
+    def write_waits(self, length: int) -> bool:
+        return False
+
     async def write(self, offset: int, data: Bytes) -> int:
         raise OSError(errno.EBADF, "not open for writing", self.file.name)
+
+    def read_waits(self, offset: int, length: int) -> bool:
+        return False
 
     async def read(self, offset: int, length: int) -> bytes:
         return self._content[offset : offset + length]

@@ -200,9 +200,15 @@ class Operations(pyfuse3.Operations):
         self._fs.given_bytes += len(data)
         return data
 
+    def read_waits(self, fh: FileHandleT, off: int, size: int) -> bool:
+        return fh in self._handles and self._handles[fh].read_waits(off, size)
+
     @answers_errno
     async def write(self, fh: FileHandleT, off: int, buf: Bytes) -> int:
         return await self._handles[fh].write(off, buf)
+
+    def write_waits(self, fh: FileHandleT, size: int) -> bool:
+        return fh in self._handles and self._handles[fh].write_waits(size)
 
     @answers_errno
     async def flush(self, fh: FileHandleT) -> None:

@@ -92,10 +92,14 @@ class Lanes:
         A request larger than the whole budget gets it when nothing else is in use.
         """
         with self._lock:
-            if self._in_use and self._in_use + length > self.budget_bytes:
+            if not self.has_budget(length):
                 return False
             self._in_use += length
             return True
+
+    def has_budget(self, length: int) -> bool:
+        """What `try_reserve` would say now, if nobody else takes some."""
+        return not self._in_use or self._in_use + length <= self.budget_bytes
 
     def release(self, length: int) -> None:
         with self._lock:

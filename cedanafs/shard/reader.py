@@ -117,6 +117,11 @@ class Reader:
         for workers in (self._workers, self._awaited):
             workers.end(deadline, drop_queued=True)
 
+    def has(self, frame: Frame) -> bool:
+        """Whether what `fetch` gives is there already."""
+        future = self._cache.get(frame)
+        return future is not None and future.done()
+
     def fetch(self, files: Sequence[ShardFile], codec: Codec, frame: Frame) -> Future[bytes]:
         """The decoded records of *frame*, which has landed; perhaps already there.
 

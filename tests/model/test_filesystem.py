@@ -8,12 +8,13 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import pytest
 import trio
@@ -37,6 +38,7 @@ CODECS = ["none", "lz4", "zstd", "gzip", "zlib"]
 MIB = 1 << 20
 MATERIAL = random.Random(11).randbytes(MIB) + bytes(MIB) + random.Random(12).randbytes(MIB)
 CALLER = Caller(1, 2)
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -178,7 +180,8 @@ class Kernel:
         if writable and length:
             opened = writable[number % len(writable)]
             data, model = MATERIAL[at : at + length], opened.file.data
-            assert await opened.handle.write(offset, data) == length
+            waits = opened.handle.write_waits(length)
+            assert await as_told(waits, opened.handle.write(offset, data)) == length
             model.extend(bytes(max(offset - len(model), 0)))
             model[offset : offset + length] = data
 
@@ -191,7 +194,8 @@ class Kernel:
     async def read(self, number: int, offset: int, length: int) -> None:
         if self.open_files:
             opened = self.open_files[number % len(self.open_files)]
-            found = bytes(await opened.handle.read(offset, length))
+            waits = opened.handle.read_waits(offset, length)
+            found = bytes(await as_told(waits, opened.handle.read(offset, length)))
             assert found == opened.file.data[offset : offset + length]
 
     async def close(self, number: int) -> None:
@@ -410,6 +414,16 @@ STEPS = {
     "check": (),
 }
 OFTEN = ("create", "create", "open", "write", "write", "append", "append", "read", "read", "close")
+
+
+async def as_told(waits: bool, request: Coroutine[Any, Any, T]) -> T:
+    """The answer to *request*, which is not to wait for anything if it was not said to."""
+    if waits:
+        return await request
+    with pytest.raises(StopIteration) as answered:
+        request.send(None)
+    answer: T = answered.value.value
+    return answer
 
 
 def programs(*more: str) -> st.SearchStrategy[list[tuple]]:
@@ -734,6 +748,33 @@ async def test_a_writer_does_not_wait_for_what_waits_to_be_packed(
         assert not stuck.cancelled_caught
         for handle in handles:
             await filesystem.release(handle)
+
+
+@pytest.mark.trio
+async def test_it_is_known_before_whether_a_request_waits(tmp_path: Path) -> None:
+    how = MountSettings(tmp_path, shards=1, memory_limit=32 << 20, durable=True, quiet_s=None)
+    async with open_filesystem(how) as filesystem:
+        handle = await filesystem.create(ROOT, "pages-1.img", 0o600, os.O_RDWR, CALLER)
+        assert not handle.write_waits(MIB)
+        for at in range(3):
+            await handle.write(at * MIB, MATERIAL[at * MIB : (at + 1) * MIB])
+        await filesystem.release(handle)
+        await filesystem.commit(ROOT)
+        assert filesystem.checkpoints._lanes.try_reserve(how.write_budget)
+        assert handle.write_waits(1)
+        filesystem.checkpoints.release(how.write_budget)
+        last = await filesystem.create(ROOT, "inventory.img", 0o600, os.O_RDWR, CALLER)
+        assert last.write_waits(1)  # until it is durable
+        await filesystem.release(last)
+        handle = await filesystem.open(handle.file.inode, os.O_RDONLY)
+        assert handle.read_waits(MIB // 2, MIB)
+        await handle.read(MIB // 2, 10)
+        assert not handle.read_waits(MIB // 2, 10)
+        assert not handle.read_waits(3 * MIB, MIB)  # behind its end
+        async with handle.file.directory.busy:
+            assert handle.read_waits(MIB // 2, 10)
+            assert handle.write_waits(1)
+        await filesystem.release(handle)
 
 
 @pytest.mark.trio

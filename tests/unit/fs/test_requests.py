@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 
 from cedanafs.fs.buffers import BUFFER_BYTES, Buffers
 from cedanafs.fs.device import LISTING_BYTES, _Taken, _Traffic
@@ -29,15 +30,27 @@ class Answers:
     was_read: list[tuple[int, int, int]] = field(default_factory=list)
     forgotten: list[tuple[int, int]] = field(default_factory=list)
     failure: pyfuse3.FUSEError | None = None
+    waits: bool = False
+    go_on: trio.Event = field(default_factory=trio.Event)
+
+    def write_waits(self, fh: int, size: int) -> bool:
+        return self.waits
 
     async def write(self, fh: int, off: int, buf: bytes | memoryview) -> int:
+        if self.waits:
+            await self.go_on.wait()
         if self.failure:
             raise self.failure
         self.written.append((fh, off, bytes(buf)))
         return len(buf)
 
+    def read_waits(self, fh: int, off: int, size: int) -> bool:
+        return self.waits
+
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self.was_read.append((fh, off, size))
+        if self.waits:
+            await self.go_on.wait()
         if self.failure:
             raise self.failure
         return b"." * size
@@ -128,6 +141,23 @@ def test_reads_are_begun_in_the_order_of_their_coming() -> None:
             answers = [await kernel.answer() for _ in range(50)]
         assert answers == [(0, n, b"." * 10) for n in range(50)]
         assert data.was_read == [(7, n * 4096, 10) for n in range(50)]
+
+    trio.run(asked)
+
+
+def test_what_waits_holds_nothing_up() -> None:
+    async def asked() -> None:
+        data = Answers(waits=True)
+        async with traffic(data) as kernel:
+            await kernel.ask(WRITE, 1, a_write(0, b"some"))
+            await kernel.ask(READ, 2, a_read(0, 9))
+            await trio.testing.wait_all_tasks_blocked()
+            data.waits = False
+            await kernel.ask(READ, 3, a_read(9, 9))
+            assert (await kernel.answer())[1] == 3
+            data.go_on.set()
+            assert {(await kernel.answer())[1] for _ in range(2)} == {1, 2}
+        assert data.written == [(7, 0, b"some")]
 
     trio.run(asked)
 
