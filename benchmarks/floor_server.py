@@ -172,8 +172,8 @@ class Floor(pyfuse3.Operations):
     def read_waits(self, fh: int, offset: int, size: int) -> bool:
         return False
 
-    async def read(self, fh: int, offset: int, size: int) -> Buffer:  # type: ignore[override]
-        return self._files[fh].read(offset, size)
+    async def read_pieces(self, fh: int, offset: int, size: int) -> list[Buffer]:
+        return [self._files[fh].read(offset, size)]
 
     async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
         if name not in self._names:

@@ -16,7 +16,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -61,10 +61,12 @@ room, holding the one thread that makes some."""
 class Data(Protocol):
     """Who answers. Raises: FUSEError."""
 
-    def read(self, fh: pyfuse3.FileHandleT, off: int, size: int, /) -> Awaitable[Bytes]: ...
+    def read_pieces(
+        self, fh: pyfuse3.FileHandleT, off: int, size: int, /
+    ) -> Awaitable[Sequence[Bytes]]: ...
 
     def read_waits(self, fh: pyfuse3.FileHandleT, off: int, size: int, /) -> bool:
-        """Whether `read` may have to wait for something."""
+        """Whether `read_pieces` may have to wait for something."""
 
     def write(self, fh: pyfuse3.FileHandleT, off: int, buf: Bytes, /) -> Awaitable[int]: ...
 
@@ -224,11 +226,12 @@ class _Traffic:
 
     async def _read(self, unique: int, handle: pyfuse3.FileHandleT, offset: int, size: int) -> None:
         try:
-            data = await self._data.read(handle, offset, size)
+            pieces = await self._data.read_pieces(handle, offset, size)
         except pyfuse3.FUSEError as exc:
             self._refuse(unique, exc)
         else:
-            self._answer(_ANSWER.pack(_ANSWER.size + len(data), 0, unique), data)
+            length = _ANSWER.size + sum(map(len, pieces))
+            self._answer(_ANSWER.pack(length, 0, unique), *pieces)
 
     def _refuse(self, unique: int, exc: pyfuse3.FUSEError) -> None:
         self._answer(_ANSWER.pack(_ANSWER.size, -exc.errno, unique))

@@ -59,7 +59,7 @@ def answers_errno(
     handler: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """A handler out of which only FUSEError comes: anything else would end pyfuse3's loop."""
-    name = handler.__name__
+    name = handler.__name__.partition("_")[0]  # the request's: it may be answered in two ways
 
     @functools.wraps(handler)
     async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:

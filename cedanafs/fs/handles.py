@@ -24,6 +24,10 @@ SKIPPED_BYTES: Final = 1 << 20
 """What a file is read in order in spite of: less than a frame that was not asked for."""
 
 
+MOST_PARTS: Final = 16
+"""Of an answer: of more, tiny ones, each costs more than copying it does."""
+
+
 class FileHandle:
     """An open file; keeps its checkpoint from resting until it is closed."""
 
@@ -107,15 +111,15 @@ class FileHandle:
             )
         )
 
-    async def read(self, offset: int, length: int) -> bytes | memoryview:
-        """Up to *length* bytes; fewer at the end of the file.
+    async def read(self, offset: int, length: int) -> list[Bytes]:
+        """Up to *length* bytes, in pieces; fewer at the end of the file.
 
         Raises: CorruptShard naming file, shard and offset, never wrong bytes.
         """
         image = self.image
         length = min(length, image.length - offset)
         if length <= 0:
-            return b""
+            return []
         try:
             return await self._read(image, offset, length)
         except CorruptShard as exc:
@@ -126,7 +130,7 @@ class FileHandle:
             self._checkpoints.damage = self._checkpoints.damage or exc
             raise
 
-    async def _read(self, image: Image, offset: int, length: int) -> bytes | memoryview:
+    async def _read(self, image: Image, offset: int, length: int) -> list[Bytes]:
         # Of several requests in flight each is answered when its frames are there: the order of
         # their coming is not that of their answers.
         stream = self._stream_at(offset)
@@ -141,7 +145,7 @@ class FileHandle:
         frames = [piece.frame for piece in pieces if piece.frame is not None]
         self._asked.update(frames)
         try:
-            whole = await self._joined(pieces, length)
+            parts = await self._parts(pieces)
             if sequential:
                 self._ended.update(p.frame for p in pieces if p.frame and p.ends_a_run)
         finally:
@@ -152,25 +156,21 @@ class FileHandle:
                     self._ended.remove(frame)
                     self._reader.done_with(frame)
         if pending is not None and pending.start < offset + length and pending.end > offset:
-            return _overlaid(whole, offset, pending)
-        return whole
+            return [_overlaid(b"".join(parts), offset, pending)]
+        return parts
 
-    async def _joined(self, pieces: Sequence[Slice], length: int) -> bytes | memoryview:
-        if len(pieces) == 1:
-            return await self._piece(pieces[0], await self._fetched(pieces[0]))
-        out = bytearray()
-        at = 0
+    async def _parts(self, pieces: Sequence[Slice]) -> list[Bytes]:
+        parts: list[Bytes] = []
         # The next is asked for before one waits for this: of the kernel's read-ahead several
         # requests come at once, and a frame that two of them share is decoded for both.
         after = await self._fetched(pieces[0])
         for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
             loading, after = after, await self._fetched(following) if following else None
             part = await self._piece(piece, loading)
-            if not out:  # not before: a hundred may wait
-                out = bytearray(length)
-            out[at : at + piece.length] = part  # a view of each would keep as many whole frames
-            at += piece.length
-        return memoryview(out)
+            if after is not None and not after.done():
+                part = bytes(part)  # a hundred may wait: a view would keep a whole frame for each
+            parts.append(part)
+        return parts if len(parts) <= MOST_PARTS else [b"".join(parts)]
 
     def _stream_at(self, offset: int) -> Stream:
         """What goes on at *offset*: `_stream`, or what becomes it by a second read in order.
@@ -239,11 +239,11 @@ class Snapshot:
     def read_waits(self, offset: int, length: int) -> bool:
         return False
 
-    async def read(self, offset: int, length: int) -> bytes:
-        return self._content[offset : offset + length]
+    async def read(self, offset: int, length: int) -> list[Bytes]:
+        return [self._content[offset : offset + length]]
 
 
-def _overlaid(whole: bytes | memoryview, offset: int, pending: Pending) -> bytes:
+def _overlaid(whole: bytes, offset: int, pending: Pending) -> bytes:
     """*whole*, which lies at *offset*, with the bytes that are in no record yet laid over it."""
     out = bytearray(whole)
     at = pending.start

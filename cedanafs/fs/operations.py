@@ -194,11 +194,14 @@ class Operations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         return self._file_info(await self._fs.open(inode, flags))
 
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        return b"".join(await self.read_pieces(fh, off, size))
+
     @answers_errno
-    async def read(self, fh: FileHandleT, off: int, size: int) -> Bytes:  # type: ignore[override]
-        data = await self._handles[fh].read(off, size)
-        self._fs.given_bytes += len(data)
-        return data
+    async def read_pieces(self, fh: FileHandleT, off: int, size: int) -> Sequence[Bytes]:
+        pieces = await self._handles[fh].read(off, size)
+        self._fs.given_bytes += sum(map(len, pieces))
+        return pieces
 
     def read_waits(self, fh: FileHandleT, off: int, size: int) -> bool:
         return fh in self._handles and self._handles[fh].read_waits(off, size)

@@ -195,7 +195,7 @@ class Kernel:
         if self.open_files:
             opened = self.open_files[number % len(self.open_files)]
             waits = opened.handle.read_waits(offset, length)
-            found = bytes(await as_told(waits, opened.handle.read(offset, length)))
+            found = b"".join(await as_told(waits, opened.handle.read(offset, length)))
             assert found == opened.file.data[offset : offset + length]
 
     async def close(self, number: int) -> None:
@@ -364,7 +364,7 @@ class Kernel:
             return
         assert (attributes.size, attributes.mode & 0o7777) == (len(entry.data), entry.mode)
         handle = await self.fs.open(node.inode, os.O_RDONLY)
-        found = bytes(await handle.read(0, len(entry.data) + 10))
+        found = b"".join(await handle.read(0, len(entry.data) + 10))
         assert len(found) == len(entry.data), path
         assert found == entry.data, path
         await self.fs.release(handle)
@@ -530,7 +530,7 @@ async def worker(
             assert (node is None) == (entry is None), name
             if isinstance(entry, FileModel) and node is not None:
                 handle = await filesystem.open(node.inode, os.O_RDONLY)
-                assert bytes(await handle.read(0, len(entry.data) + 1)) == entry.data
+                assert b"".join(await handle.read(0, len(entry.data) + 1)) == entry.data
                 await filesystem.release(handle)
         elif action == "wait":
             await trio.sleep(chance.choice([0, 0.1, 0.3]))
@@ -580,7 +580,7 @@ async def test_a_directory_is_renamed_with_what_is_below_it(mounted: Filesystem)
     await mounted.release(handle)
     await mounted.rename(ROOT, "top", ROOT, "new", replace=True)
     again = await mounted.open((await found(mounted, below.inode, "a")).inode, os.O_RDONLY)
-    assert bytes(await again.read(0, 10)) == b"bytes"
+    assert b"".join(await again.read(0, 10)) == b"bytes"
     await mounted.release(again)
     assert below.path == mounted.settings.store / "new" / "below"
 
@@ -616,7 +616,7 @@ async def test_an_unlinked_file_is_nowhere_to_be_seen(mounted: Filesystem) -> No
     for name in ("a", handle.image.name):
         assert await mounted.lookup(ROOT, name) is None
     assert (await mounted.attributes(handle.file)).links == 0
-    assert bytes(await handle.read(0, 100)) == b"still there"
+    assert b"".join(await handle.read(0, 100)) == b"still there"
     await mounted.release(handle)
 
 
@@ -822,7 +822,7 @@ async def test_no_frame_is_read_twice_when_answers_change_places(
         nursery.start_soon(handle.read, MIB // 2, MIB)
         await trio.testing.wait_all_tasks_blocked()
         try:
-            assert bytes(await handle.read(MIB * 3 // 2, MIB)) == MATERIAL[MIB * 3 // 2 :][:MIB]
+            assert b"".join(await handle.read(MIB * 3 // 2, MIB)) == MATERIAL[MIB * 3 // 2 :][:MIB]
         finally:
             goes_on.set()
     assert sorted(reads) == [0, 1, 2]
