@@ -47,6 +47,10 @@ _FORGET, _READ, _WRITE, _READDIR, _INTERRUPT, _BATCH_FORGET, _READDIRPLUS = (
 )  # fmt: skip
 _INVALIDATE_INODE: Final = 2
 
+AT_ONCE: Final = 8
+"""Requests that are received one after the other, where so many are there, before other tasks have
+their turn: a tree of processes was restored in 0.93x."""
+
 HEAD_BYTES: Final = _REQUEST.size + _DATA.size
 """What comes before the data of a write, which so begins where a buffer does."""
 
@@ -151,44 +155,49 @@ class _Traffic:
 
     async def _receive(self, nursery: trio.Nursery) -> None:
         head = bytearray(HEAD_BYTES)
-        buffers = self._buffers
         while True:
-            # One at a time, so that their answers are begun in the order of their coming.
             await trio.lowlevel.wait_readable(self._fd)
-            try:
-                length = os.readv(self._fd, (head, buffers.next))
-            except OSError as exc:
-                if exc.errno in (errno.ENODEV, errno.ECONNABORTED):
-                    return
-                if exc.errno not in (errno.EAGAIN, errno.ENOENT):  # taken back meanwhile
-                    raise
-                continue
-            _, opcode, unique, inode, *_ = _REQUEST.unpack_from(head)
-            if opcode == _WRITE:
-                handle, offset, size, *_ = _DATA.unpack_from(head, _REQUEST.size)
-                data = buffers.taken(size)
-                # A task for each takes longer than most of what it does: froze 0.95x without.
-                if self._data.write_waits(handle, size):
-                    nursery.start_soon(self._write, unique, handle, offset, data)
-                else:
-                    await self._write(unique, handle, offset, data)
-            elif opcode == _READ:
-                handle, offset, size, *_ = _DATA.unpack_from(head, _REQUEST.size)
-                if self._data.read_waits(handle, offset, size):
-                    nursery.start_soon(self._read, unique, handle, offset, size)
-                else:
-                    await self._read(unique, handle, offset, size)
-            elif opcode == _FORGET:
-                (lookups,) = _LOOKUPS.unpack_from(head, _REQUEST.size)
-                await self._data.forget([(pyfuse3.InodeT(inode), lookups)])
+            for _ in range(AT_ONCE):
+                try:
+                    length = os.readv(self._fd, (head, self._buffers.next))
+                except OSError as exc:
+                    if exc.errno in (errno.ENODEV, errno.ECONNABORTED):
+                        return
+                    if exc.errno not in (errno.EAGAIN, errno.ENOENT):  # taken back meanwhile
+                        raise
+                    break
+                # One after the other: they are begun in the order of their coming.
+                await self._begin(nursery, head, length)
+
+    async def _begin(self, nursery: trio.Nursery, head: bytearray, length: int) -> None:
+        """The request of *length* bytes that is in *head* and in the next buffer."""
+        _, opcode, unique, inode, *_ = _REQUEST.unpack_from(head)
+        if opcode == _WRITE:
+            handle, offset, size, *_ = _DATA.unpack_from(head, _REQUEST.size)
+            data = self._buffers.taken(size)
+            # A task for each takes longer than most of what it does: froze 0.95x without.
+            if self._data.write_waits(handle, size):
+                nursery.start_soon(self._write, unique, handle, offset, data)
             else:
-                request = bytearray(head[:length]) + buffers.next[: max(length - HEAD_BYTES, 0)]
-                if opcode == _BATCH_FORGET:
-                    await self._data.forget(_forgotten(request))
-                elif opcode != _INTERRUPT:  # nobody here is interrupted
-                    if opcode in (_READDIR, _READDIRPLUS):
-                        _limit(request, _LISTING_AT, LISTING_BYTES)
-                    await self._hand_over(request)
+                await self._write(unique, handle, offset, data)
+        elif opcode == _READ:
+            handle, offset, size, *_ = _DATA.unpack_from(head, _REQUEST.size)
+            if self._data.read_waits(handle, offset, size):
+                nursery.start_soon(self._read, unique, handle, offset, size)
+            else:
+                await self._read(unique, handle, offset, size)
+        elif opcode == _FORGET:
+            (lookups,) = _LOOKUPS.unpack_from(head, _REQUEST.size)
+            await self._data.forget([(pyfuse3.InodeT(inode), lookups)])
+        else:
+            rest = self._buffers.next[: max(length - HEAD_BYTES, 0)]
+            request = bytearray(head[:length]) + rest
+            if opcode == _BATCH_FORGET:
+                await self._data.forget(_forgotten(request))
+            elif opcode != _INTERRUPT:  # nobody here is interrupted
+                if opcode in (_READDIR, _READDIRPLUS):
+                    _limit(request, _LISTING_AT, LISTING_BYTES)
+                await self._hand_over(request)
 
     async def _hand_over(self, request: bytearray) -> None:
         while True:
