@@ -32,6 +32,7 @@ class Window:
         self.reads = least
         self._begun = False
         self._long_in_a_row = 0
+        self._begun_before = 0
         self._quickest: dict[int, float] = {}
 
     def begin_far(self) -> None:
@@ -48,6 +49,7 @@ class Window:
     def note(self, length: int, took_s: float, *, full: bool) -> None:
         """A read of *length* bytes *took_s*; *full*: as many as may be were under way."""
         self._begun = True
+        self._begun_before = max(self._begun_before - 1, 0)
         if took_s <= SLOW_S:
             self._long_in_a_row = 0
             self.reads = max(self.reads // 2, self.least)
@@ -56,6 +58,10 @@ class Window:
         alike = length.bit_length()
         quickest = self._quickest[alike] = min(took_s, self._quickest.get(alike, took_s))
         if took_s >= QUEUED * quickest:
-            self.reads = max(self.reads - 1, self.least)
+            # Whether that helps the reads tell that are begun from now on. If each that is under
+            # way took one away, too, next to none would be left.
+            if not self._begun_before:
+                self._begun_before = self.reads
+                self.reads = max(self.reads - 1, self.least)
         elif full and self._long_in_a_row >= CONVINCED:
             self.reads = min(self.reads + 1, max(MAX_READS, self.least))

@@ -68,3 +68,16 @@ def test_a_bucket_is_taken_for_far_until_it_was_read() -> None:
         window.note(MIB, SLOW_S / 10, full=True)
         window.begin_far()
     assert not window.slow
+
+
+def test_all_that_are_under_way_take_one_away_together() -> None:
+    window = Window(4)
+    for _ in range(40):
+        window.note(MIB, 0.03, full=True)
+    begun = window.reads
+    for _ in range(begun):  # what was asked for at once comes at once, and late
+        window.note(MIB, 0.3, full=True)
+    assert window.reads == begun - 1
+    for _ in range(begun):
+        window.note(MIB, 0.3, full=True)
+    assert window.reads < begun - 1
