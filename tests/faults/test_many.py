@@ -133,7 +133,7 @@ def test_fifty_dumps_in_a_row_through_one_mount(
 
         after_10, after_50 = dump(range(10)), dump(range(10, 50))
         assert after_50.descriptors == at_first.descriptors
-        assert after_50.threads == at_first.threads
+        assert after_50.threads <= at_first.threads  # which may count one of mounting
         assert after_50.memory_kib <= after_10.memory_kib + 8 * 1024
         states = [line.split()[1] for line in host.ok("list", store).stdout.splitlines()[1:]]
         assert states == ["complete"] * 50
