@@ -173,7 +173,10 @@ class Floor(pyfuse3.Operations):
         return False
 
     async def read_pieces(self, fh: int, offset: int, size: int) -> list[Buffer]:
-        return [self._files[fh].read(offset, size)]
+        return [await self.read(fh, offset, size)]
+
+    async def read(self, fh: int, offset: int, size: int) -> Buffer:  # type: ignore[override]
+        return self._files[fh].read(offset, size)
 
     async def unlink(self, parent: int, name: bytes, ctx: object) -> None:
         if name not in self._names:

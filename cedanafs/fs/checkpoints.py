@@ -59,8 +59,9 @@ class Checkpoints:
 
         Raises: CheckpointError when it is damaged, StoreError.
         """
-        if directory.checkpoint is not None and not directory.busy.locked():
-            return directory.checkpoint
+        checkpoint = directory.checkpoint if directory.at_hand else None
+        if checkpoint is not None:
+            return checkpoint
         async with directory.busy:
             return await self._loaded(directory)
 
@@ -90,10 +91,8 @@ class Checkpoints:
 
         Raises: StoreBusy, StoreError, the failure that sticks.
         """
-        checkpoint = directory.checkpoint
-        if checkpoint is not None and checkpoint.log is not None and not directory.busy.locked():
-            log = checkpoint.log
-        else:
+        log = directory.log if directory.at_hand else None
+        if log is None:
             async with directory.busy:
                 checkpoint = await self._loaded(directory)
                 images = checkpoint.contents.images
@@ -161,13 +160,8 @@ class Checkpoints:
     def write_waits(self, file: File, length: int) -> bool:
         """Whether who writes *length* bytes into *file* may have to wait for something."""
         directory = file.directory
-        ends = directory.dump_ends or file.name == INVENTORY
-        return (
-            directory.log is None
-            or directory.busy.locked()
-            or not self._lanes.has_budget(length)
-            or (self._settings.durable and ends)
-        )
+        writable = directory.at_hand and directory.log is not None
+        return not writable or not self._lanes.has_budget(length) or self._commits_writes(file)
 
     async def reserve(self, directory: Directory, log: Log, length: int) -> None:
         """Wait until *length* bytes may be taken: the back-pressure that a writer feels."""
@@ -213,8 +207,12 @@ class Checkpoints:
         directory = file.directory
         if file.name == INVENTORY:
             directory.dump_ends = True
-        if self._settings.durable and directory.dump_ends:
+        if self._commits_writes(file):
             await self.commit(directory, written=file)
+
+    def _commits_writes(self, file: File) -> bool:
+        ends = file.directory.dump_ends or file.name == INVENTORY
+        return self._settings.durable and ends
 
     async def commit(
         self, directory: Directory, *, seal: bool = False, written: File | None = None

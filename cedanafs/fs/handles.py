@@ -23,7 +23,6 @@ T = TypeVar("T")
 SKIPPED_BYTES: Final = 1 << 20
 """What a file is read in order in spite of: less than a frame that was not asked for."""
 
-
 MOST_PARTS: Final = 16
 """Of an answer: of more, tiny ones, each costs more than copying it does."""
 
@@ -103,8 +102,7 @@ class FileHandle:
         """Whether some of it is not here yet."""
         length = min(length, self.image.length - offset)
         return length > 0 and (
-            self.file.directory.checkpoint is None
-            or self.file.directory.busy.locked()
+            not self.file.directory.at_hand
             or not all(
                 piece.frame is None or self._reader.has(piece.frame)
                 for piece in self.image.extents.slices(offset, length)

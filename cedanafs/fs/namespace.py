@@ -88,6 +88,11 @@ class Directory(_Unrecorded):
         """The log of its checkpoint, while that is open for writing."""
         return self.checkpoint.log if self.checkpoint is not None else None
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether its checkpoint is loaded, and no thread works on it."""
+        return self.checkpoint is not None and not self.busy.locked()
+
     def being_written(self) -> list[str]:
         """Images that somebody has open to write, not only to append: CRIU's log is none."""
         return [name for name, file in self.files.items() if file.writers]
